@@ -1,0 +1,1 @@
+"""Built-in backbones, reached by entry point, never imported by name."""

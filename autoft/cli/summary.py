@@ -1,0 +1,72 @@
+"""What a finished search found, in words."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from autoft.api import RESULT, Run
+from autoft.cli.leaderboard import show as show_rows
+from autoft.cli.text import clean, duration
+
+BEST_ROWS = 5
+
+
+def show(folder: Path, started: float) -> None:
+    """Print the result of the run in `folder`; `started` is when the command began (time.time)."""
+    run = Run(folder)
+    result = run.result
+    if (folder / RESULT).stat().st_mtime < started:
+        typer.echo(
+            "This search had already finished: nothing was trained, and this is its result. "
+            "More --time or --trials goes on with it, another --out starts anew."
+        )
+    rows = run.leaderboard()
+    if rows:
+        show_rows(rows[:BEST_ROWS])
+    for line in _lines(folder, result):
+        typer.echo(line)
+
+
+def _lines(folder: Path, result: Mapping[str, Any]) -> list[str]:
+    winner, trials, baseline = result["winner"], result["trials"], result["baseline"]
+    metric, path = clean(result["metric"]), clean(folder)
+    parts = (winner["backbone"], winner["strategy"], winner["head"])
+    backbone, strategy, head = map(clean, parts)
+    return [
+        f"Winner: trial {winner['trial']}, backbone {backbone}, strategy {strategy}, head {head}.",
+        f"Test {metric}: {interval(result['test'])}",
+        f"Baseline {clean(baseline['name'])}: {interval(baseline['test'])}",
+        f"Trials: {trials['done']} done, {trials['stopped']} stopped early, "
+        f"{trials['failed']} failed, in {duration(result['seconds'])}.",
+        f"Model: {clean(folder / 'best')}",
+        parity_line(folder / "best"),
+        f"Predict: autoft predict {path} IMAGE...",
+    ]
+
+
+def interval(test: Mapping[str, Any]) -> str:
+    """Return `0.934 (95 % interval 0.914 to 0.950, 736 images)`."""
+    low, high = f"{test['low']:.3f}", f"{test['high']:.3f}"
+    return f"{test['value']:.3f} (95 % interval {low} to {high}, {test['n']:,} images)"
+
+
+def parity_line(artifact: Path) -> str:
+    """Say for each exported format how its answers compare with the trained network's."""
+    path = artifact / "parity.json"
+    if not path.is_file():
+        return f"Parity: not measured, there is no {clean(path)}."
+    found = [_parity(proof) for proof in json.loads(path.read_text(encoding="utf-8"))]
+    return "Parity: " + "; ".join(found)
+
+
+def _parity(proof: Mapping[str, Any]) -> str:
+    verdict = "same labels" if proof["passed"] else "NOT THE SAME"
+    return (
+        f"{clean(proof['format'])} {verdict} ({proof['label_agreement']:.2%} of "
+        f"{proof['n']:,} images, probabilities within {proof['max_probability_difference']:.1e})"
+    )

@@ -1,0 +1,1 @@
+"""Images on disk: which there are, how they are decoded, split, stored and batched."""

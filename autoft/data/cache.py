@@ -1,0 +1,122 @@
+"""Where autoft keeps what can be made again, and how it writes files that are whole or absent."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import math
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import platformdirs
+
+from autoft.errors import MachineError
+
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def cache_root() -> Path:
+    """Return the cache folder: the variable AUTOFT_CACHE, else the user's cache folder."""
+    chosen = os.environ.get("AUTOFT_CACHE")
+    return Path(chosen).expanduser() if chosen else Path(platformdirs.user_cache_dir("autoft"))
+
+
+def write_bytes_atomic(path: Path, data: bytes) -> None:
+    """Write `data` to `path` so that a reader or a crash sees all of it or the old file.
+
+    Raises:
+        MachineError: the disk is full, or the folder cannot be written.
+    """
+    # A short name of its own: `path` may already have the longest name the disk allows.
+    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
+    with machine_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        _sync_folder(path.parent)
+
+
+def write_json_atomic(path: Path, obj: object, *, indent: int | None = 2) -> None:
+    """Write `obj` as JSON in ASCII, atomically; not-finite floats, unknown to JSON, as null.
+
+    Raises:
+        MachineError: the disk is full, or the folder cannot be written.
+    """
+    text = json.dumps(_finite(obj), indent=indent, allow_nan=False)
+    write_bytes_atomic(path, (text + "\n").encode("ascii"))
+
+
+def check_space(folder: Path, needed: int) -> None:
+    """Refuse to start writing `needed` bytes where they do not fit.
+
+    Raises:
+        MachineError: naming the bytes needed, the bytes free and the partition.
+    """
+    place = _existing(folder)
+    free = shutil.disk_usage(place).free
+    if needed > free:
+        raise MachineError(
+            f"{needed:,} bytes are needed in {str(folder)!r} and {free:,} are free on the "
+            f"partition {str(_partition(place))!r}; free some, or set AUTOFT_CACHE to a folder "
+            "on a larger disk."
+        )
+
+
+@contextlib.contextmanager
+def machine_errors(path: Path) -> Iterator[None]:
+    """Turn an OSError met while writing `path` into a MachineError that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _DISK_FULL:
+            partition = str(_partition(_existing(path)))
+            raise MachineError(
+                f"{str(path)!r} could not be written: the partition {partition!r} is full; "
+                "free some space there, or point --output or AUTOFT_CACHE to another disk."
+            ) from error
+        raise MachineError(
+            f"{str(path)!r} could not be written ({error.strerror}); expected a folder that you "
+            "may write to: change its permissions, or choose another."
+        ) from error
+
+
+def _finite(obj: object) -> object:
+    if isinstance(obj, float) and not math.isfinite(obj):
+        return None
+    if isinstance(obj, Mapping):
+        return {key: _finite(value) for key, value in obj.items()}
+    if isinstance(obj, list | tuple):
+        return [_finite(value) for value in obj]
+    return obj
+
+
+def _existing(path: Path) -> Path:
+    """Return `path` or its closest parent that exists."""
+    path = path.absolute()
+    return next((place for place in (path, *path.parents) if place.exists()), path)
+
+
+def _partition(place: Path) -> Path:
+    return next((p for p in (place, *place.parents) if p.is_mount()), place)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the rename durable; Windows cannot open folders and does not need it."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,247 @@
+"""The one decoder of autoft: training, scoring, prediction and export read files only through it.
+
+Pillow, not torchvision, because it can be held to an allow-list of formats and a pixel limit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import struct
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import BinaryIO, Final, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+# The plugins of FORMATS, imported so that Pillow never loads the rest (Ghostscript among them).
+from PIL import (
+    BmpImagePlugin,
+    ExifTags,
+    GifImagePlugin,
+    Image,
+    ImageOps,
+    JpegImagePlugin,
+    PngImagePlugin,
+    PpmImagePlugin,
+    TiffImagePlugin,
+    UnidentifiedImageError,
+    WebPImagePlugin,
+)
+
+from autoft.errors import DataError, UsageError, did_you_mean
+from autoft.values import Preprocess
+
+Pixels = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float32]
+Progress = Callable[[int, int], None]
+_In = TypeVar("_In")
+_Out = TypeVar("_Out")
+
+IMAGE_SUFFIXES: Final = frozenset(
+    {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"}
+)
+FORMATS: Final = tuple(
+    plugin.format
+    for plugin in (
+        JpegImagePlugin.JpegImageFile,
+        PngImagePlugin.PngImageFile,
+        WebPImagePlugin.WebPImageFile,
+        BmpImagePlugin.BmpImageFile,
+        GifImagePlugin.GifImageFile,
+        TiffImagePlugin.TiffImageFile,
+        PpmImagePlugin.PpmImageFile,
+    )
+    if plugin.format
+)
+MAX_PIXELS: Final = 100_000_000
+INTERPOLATIONS: Final = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+_SWAPPED: Final = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
+_TOO_LARGE: Final = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+# What Pillow's parsers are seen to raise on damaged bytes, beside OSError.
+_DAMAGED: Final = (
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    EOFError,
+    AttributeError,
+    RuntimeError,
+    struct.error,
+    zlib.error,
+)
+
+
+class BadImage(DataError):
+    """A file that is no usable image; `reason` says why in a few words."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        """Keep both as `args`, so that the exception can be pickled between processes."""
+        super().__init__(name, reason)
+        self.name = name
+        self.reason = reason
+
+    def __str__(self) -> str:
+        """Return the sentence for the user."""
+        return (
+            f"{self.name!r} cannot be used as an image: {self.reason}. Expected a whole "
+            f"{', '.join(FORMATS)} file of at most {MAX_PIXELS:,} pixels; replace or remove it."
+        )
+
+
+def read_size(source: Path | BinaryIO) -> tuple[int, int]:
+    """Return (width, height) in pixels after EXIF orientation, reading the header only.
+
+    Raises:
+        BadImage: the file is no image of an accepted format, or it has too many pixels.
+    """
+    with _opened(source) as image:
+        # The base method: PngImageFile.getexif would decode the pixels to look behind them.
+        orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
+        # Pillow has exchanged the sides of a TIFF already.
+        swapped = orientation in _SWAPPED and image.format != "TIFF"
+        width, height = image.size
+    return (height, width) if swapped else (width, height)
+
+
+def decode(source: Path | BinaryIO) -> Image.Image:
+    """Return the whole image as RGB: EXIF applied, alpha on white, 16 bits scaled to 8.
+
+    Of an animation or a file with several pages the first is taken.
+
+    Raises:
+        BadImage: the file is no image, damaged, too large, or has float pixels.
+    """
+    with _opened(source) as image:
+        return _to_rgb(ImageOps.exif_transpose(image))
+
+
+def to_square(image: Image.Image, resize: int, interpolation: str = "bilinear") -> Pixels:
+    """Return uint8 (resize, resize, 3): shorter side to `resize` (antialiased), centre square.
+
+    The square is cut while resizing: an image of 20,000 x 1 would otherwise grow to gigabytes.
+
+    Raises:
+        UsageError: `interpolation` is unknown.
+    """
+    if interpolation not in INTERPOLATIONS:
+        raise UsageError(
+            f"Unknown interpolation {interpolation!r}; expected one of "
+            f"{', '.join(INTERPOLATIONS)}.{did_you_mean(interpolation, INTERPOLATIONS)}"
+        )
+    side = min(image.size)
+    left, top = (image.width - side) / 2, (image.height - side) / 2
+    square = image.resize(
+        (resize, resize), INTERPOLATIONS[interpolation], box=(left, top, left + side, top + side)
+    )
+    return np.array(square, dtype=np.uint8)
+
+
+def centre_crop(pixels: Pixels, size: int) -> Pixels:
+    """Return a view (..., size, size, 3) of the middle of `pixels` (..., R, R, 3).
+
+    Raises:
+        UsageError: `size` is larger than R.
+    """
+    side = pixels.shape[-2]
+    if size > side:
+        raise UsageError(
+            f"Cannot crop {size} pixels from images stored at {side}; expected an image size "
+            f"of at most {side}: store the images with resize >= {size}."
+        )
+    start = (side - size) // 2
+    return pixels[..., start : start + size, start : start + size, :]
+
+
+def normalise(pixels: Pixels, pre: Preprocess) -> Floats:
+    """Return the network's input, float32 (N, 3, S, S) contiguous, of uint8 (N, R, R, 3).
+
+    Raises:
+        UsageError: `pre.image_size` is larger than R.
+    """
+    cropped = centre_crop(pixels, pre.image_size).transpose(0, 3, 1, 2)
+    values = np.ascontiguousarray(cropped, dtype=np.float32)
+    values /= np.float32(255)
+    values -= np.array(pre.mean, np.float32).reshape(3, 1, 1)
+    values /= np.array(pre.std, np.float32).reshape(3, 1, 1)
+    return values
+
+
+def in_threads(
+    work: Callable[[_In], _Out],
+    items: Sequence[_In],
+    *,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> Iterator[_Out]:
+    """Yield `work(item)` in order, computed by threads, since Pillow releases the GIL.
+
+    At most 16 results a thread wait for the consumer, so memory stays bounded. `progress` is
+    called with (done, total).
+    """
+    threads = workers or os.cpu_count() or 1
+    step = 16 * threads
+    with ThreadPoolExecutor(threads) as pool:
+        for start in range(0, len(items), step):
+            yield from pool.map(work, items[start : start + step])
+            if progress:
+                progress(min(start + step, len(items)), len(items))
+
+
+@contextlib.contextmanager
+def _opened(source: Path | BinaryIO) -> Iterator[Image.Image]:
+    """Open an image of an accepted format and size; what goes wrong inside becomes BadImage."""
+    name = str(source) if isinstance(source, Path) else str(getattr(source, "name", "image"))
+    try:
+        with contextlib.ExitStack() as stack:
+            # A stream, not a path: by a path's suffix Pillow would import other plugins.
+            stream = source
+            if isinstance(source, Path):
+                stream = stack.enter_context(source.open("rb"))
+            image = stack.enter_context(Image.open(stream, formats=FORMATS))
+            if refusal := _refusal(image):
+                raise BadImage(name, refusal)
+            yield image
+    except BadImage:
+        raise
+    except _TOO_LARGE as error:
+        raise BadImage(name, "too many pixels") from error
+    except UnidentifiedImageError as error:
+        raise BadImage(name, "no image of an accepted format") from error
+    except OSError as error:
+        # Pillow's own OSErrors, "image file is truncated" for one, have no errno.
+        reason = f"cannot be read ({error.strerror})" if error.errno else f"damaged ({error})"
+        raise BadImage(name, reason) from error
+    except _DAMAGED as error:
+        raise BadImage(name, f"damaged ({error})") from error
+
+
+def _refusal(image: Image.Image) -> str:
+    """Say why the header alone rules the image out, or nothing."""
+    if image.width * image.height > MAX_PIXELS:
+        return f"{image.width} x {image.height} pixels are too many"
+    # "I" is 32-bit, except that Pillow reads a 16-bit PGM into it, scaled to 0..65535.
+    if image.mode == "F" or (image.mode == "I" and image.format != "PPM"):
+        return f"its pixels ({image.mode}, not 8 or 16 bits) have no defined range"
+    return ""
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Convert any mode to 8-bit RGB; Pillow alone would clip 16 bits and drop alpha."""
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        scaled = (np.asarray(image).astype(np.uint32) * 255 + 32767) // 65535
+        return Image.fromarray(scaled.astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        white.alpha_composite(image.convert("RGBA"))
+        return white.convert("RGB")
+    return image.convert("RGB")

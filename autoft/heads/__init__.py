@@ -1,0 +1,1 @@
+"""Built-in heads, reached by entry point, never imported by name."""

@@ -1,0 +1,126 @@
+"""Join a backbone and a head into one network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor, nn
+
+from autoft.errors import PluginError
+from autoft.network.stages import kind_of_parameters, stage_of_modules, stage_of_parameters
+from autoft.values import Backbone, Rate, Rates
+
+KINDS = ("weights", "norms", "biases")
+
+
+class Network(nn.Module):
+    """A backbone with its head; owns what is frozen and keeps it frozen.
+
+    Maps normalised images (N, 3, H, W) to logits (N, num_classes).
+    """
+
+    def __init__(self, backbone: Backbone, head: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone.module
+        self.head = head
+        self.num_stages = len(backbone.stages)
+        self._stage_of_parameter = stage_of_parameters(backbone)
+        self._stage_of_module = stage_of_modules(backbone, self._stage_of_parameter)
+        self._kind = kind_of_parameters(backbone.module)
+        self._rates: tuple[Rates, ...] = (Rates(),) * self.num_stages
+        self._norm_statistics = True
+
+    def features(self, images: Tensor) -> Tensor:
+        """Map normalised images (N, 3, H, W) to pooled features (N, num_features)."""
+        features: Tensor = self.backbone(images)
+        return features
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map normalised images (N, 3, H, W) to logits (N, num_classes)."""
+        logits: Tensor = self.head(self.features(images))
+        return logits
+
+    @property
+    def rates(self) -> tuple[Rates, ...]:
+        """Return the rates now in force, one per stage."""
+        return self._rates
+
+    def set_rates(self, rates: Sequence[Rate], *, norm_statistics: bool = True) -> None:
+        """Freeze and thaw: one rate per stage, 0 = frozen.
+
+        A frozen parameter has no gradient, so that neither momentum nor weight decay moves it; a
+        stage whose rates are all 0 is in eval mode, so that its buffers stay bit-equal.
+        `norm_statistics=False` keeps batch-norm statistics fixed in the thawed stages as well.
+
+        Raises:
+            PluginError: not one rate per stage, or a rate is negative or not finite.
+        """
+        self._rates = check_rates(rates, self.num_stages)
+        self._norm_statistics = norm_statistics
+        for name, parameter in self.backbone.named_parameters():
+            live = self.rate_of(name) > 0
+            parameter.requires_grad_(live)
+            if not live:
+                parameter.grad = None
+        self.train(self.training)
+
+    def rate_of(self, parameter: str) -> float:
+        """Return the learning-rate multiplier of a backbone parameter by name."""
+        rates = self._rates[self._stage_of_parameter[parameter]]
+        return float(getattr(rates, self._kind[parameter]))
+
+    def train(self, mode: bool = True) -> Network:
+        """Set training mode everywhere but in frozen stages, whatever the caller asks for."""
+        super().train(mode)
+        if mode:
+            for name, module in self.backbone.named_modules():
+                stage = self._stage_of_module.get(name)
+                frozen = stage is not None and _is_frozen(self._rates[stage])
+                if frozen or (not self._norm_statistics and _has_statistics(module)):
+                    module.training = False
+            if all(_is_frozen(rates) for rates in self._rates):
+                self.backbone.eval()
+        return self
+
+    def groups(self) -> dict[tuple[int, str], list[nn.Parameter]]:
+        """Return the backbone's parameters by (stage, kind), input first."""
+        grouped: dict[tuple[int, str], list[nn.Parameter]] = {}
+        for name, parameter in self.backbone.named_parameters():
+            key = (self._stage_of_parameter[name], self._kind[name])
+            grouped.setdefault(key, []).append(parameter)
+        return dict(sorted(grouped.items()))
+
+    def describe_stages(self) -> Mapping[int, int]:
+        """Return the number of parameters (elements) of every stage."""
+        sizes = dict.fromkeys(range(self.num_stages), 0)
+        for (stage, _), parameters in self.groups().items():
+            sizes[stage] += sum(parameter.numel() for parameter in parameters)
+        return sizes
+
+
+def check_rates(rates: Sequence[Rate], num_stages: int) -> tuple[Rates, ...]:
+    """Return `rates` in full form, one per stage.
+
+    Raises:
+        PluginError: not one rate per stage, or a rate is negative or not finite.
+    """
+    if len(rates) != num_stages:
+        raise PluginError(
+            f"The strategy returned {len(rates)} rates for {num_stages} stages. Return one each."
+        )
+    full = tuple(r if isinstance(r, Rates) else Rates(r, r, r) for r in rates)
+    for index, each in enumerate(full):
+        values = [getattr(each, kind) for kind in KINDS]
+        if not all(0 <= value < float("inf") for value in values):
+            raise PluginError(
+                f"The strategy returned {each} for stage {index}. A rate is finite and at least 0."
+            )
+    return full
+
+
+def _is_frozen(rates: Rates) -> bool:
+    return not (rates.weights or rates.norms or rates.biases)
+
+
+def _has_statistics(module: nn.Module) -> bool:
+    return getattr(module, "running_mean", None) is not None

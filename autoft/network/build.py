@@ -1,0 +1,48 @@
+"""Build the backbone that a source describes, with its weights, and check its contract."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from autoft import plugins
+from autoft.errors import PluginError, UsageError
+from autoft.network.sources import Source
+from autoft.network.stages import stage_of_parameters
+from autoft.network.weights import load_weights
+from autoft.space import read_signature
+from autoft.values import Backbone, Value
+
+
+def build(source: Source, *, pretrained: bool = True, image_size: int = 0) -> Backbone:
+    """Build the backbone of `source` with its weights, or with random ones.
+
+    Raises:
+        PluginError: the plugin is missing or broken, or what it returned keeps no contract.
+        DataError: its file of weights does not fit.
+    """
+    pretrained = pretrained and source.pretrained
+    function = plugins.load("backbone", source.plugin)
+    options = _options(source, function, image_size)
+    backbone = function(pretrained=pretrained and not source.weights, **options)
+    if not isinstance(backbone, Backbone):
+        raise PluginError(
+            f"The backbone '{source.label}' returned a {type(backbone).__name__}; an "
+            f"autoft.Backbone was expected."
+        )
+    try:
+        stage_of_parameters(backbone)
+    except PluginError as error:
+        raise PluginError(f"The backbone '{source.label}' cannot be used. {error}") from error
+    if pretrained and source.weights:
+        load_weights(backbone.module, Path(source.weights))
+    return backbone
+
+
+def _options(source: Source, function: Callable[..., object], image_size: int) -> dict[str, Value]:
+    names = {parameter.name for parameter in read_signature(function)}
+    unknown = set(source.options) - names
+    if unknown:
+        raise UsageError(f"The backbone '{source.plugin}' takes no {sorted(unknown)}.")
+    extra: dict[str, Value] = {"image_size": image_size} if image_size else {}
+    return {**source.options, **{k: v for k, v in extra.items() if k in names}}

@@ -1,0 +1,101 @@
+"""Which stage every parameter and every module of a backbone belongs to."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from torch import nn
+
+from autoft.errors import PluginError
+from autoft.values import Backbone
+
+NORM_TYPES = (
+    nn.modules.batchnorm._NormBase,  # the common base of batch and instance norms
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.LocalResponseNorm,
+    nn.RMSNorm,
+)
+
+
+def stage_of_parameters(backbone: Backbone) -> dict[str, int]:
+    """Return the stage index of every parameter name of `backbone.module`.
+
+    Raises:
+        PluginError: a stage names nothing, or the stages are no partition of the parameters.
+    """
+    names = [name for name, _ in backbone.module.named_parameters()]
+    stages: dict[str, int] = {}
+    claims: Counter[str] = Counter()
+    for index, members in enumerate(backbone.stages):
+        for member in members:
+            held = [n for n in names if n == member or n.startswith(f"{member}.")]
+            if not held and not _has_module(backbone.module, member):
+                raise PluginError(
+                    f"Stage {index} names '{member}', which is neither a parameter nor a "
+                    f"submodule of the backbone. Correct the name."
+                )
+            claims.update(held)
+            stages.update(dict.fromkeys(held, index))
+    _check_partition(names, claims)
+    _check_filled(backbone, stages)
+    return stages
+
+
+def _has_module(module: nn.Module, name: str) -> bool:
+    return name in dict(module.named_modules())
+
+
+def _check_partition(names: list[str], claims: Counter[str]) -> None:
+    missing = [name for name in names if name not in claims]
+    if missing:
+        raise PluginError(
+            f"No stage names {missing[:3]} ({len(missing)} of {len(names)} parameters). Add them "
+            f"to a stage, or they can be neither frozen nor tuned."
+        )
+    twice = [name for name, count in claims.items() if count > 1]
+    if twice:
+        raise PluginError(f"The parameters {twice[:3]} are in two stages. Each belongs in one.")
+
+
+def _check_filled(backbone: Backbone, stages: dict[str, int]) -> None:
+    empty = sorted(set(range(len(backbone.stages))) - set(stages.values()))
+    if empty or not backbone.stages:
+        raise PluginError(
+            f"Stages {empty} hold no parameter. Merge them with a neighbour: a stage is what can "
+            f"be frozen."
+        )
+
+
+def stage_of_modules(backbone: Backbone, stages: dict[str, int]) -> dict[str, int]:
+    """Return the stage of every module that lies wholly in one stage.
+
+    A module without parameters (activation, dropout, a norm without scale) belongs where the
+    nearest enclosing module with parameters belongs; one that spans stages belongs to none.
+    """
+    owned: dict[str, int] = {}
+    for name, module in backbone.module.named_modules():
+        below = {
+            stages[f"{name}.{parameter}" if name else parameter]
+            for parameter, _ in module.named_parameters()
+        }
+        parent = name.rpartition(".")[0]
+        if len(below) == 1:
+            owned[name] = below.pop()
+        elif not below and name and parent in owned:
+            owned[name] = owned[parent]
+    return owned
+
+
+def kind_of_parameters(module: nn.Module) -> dict[str, str]:
+    """Return "norms", "biases" or "weights" for every parameter name of `module`."""
+    kinds: dict[str, str] = {}
+    for prefix, part in module.named_modules():
+        norm = isinstance(part, NORM_TYPES) or "norm" in type(part).__name__.lower()
+        for name, parameter in part.named_parameters(recurse=False):
+            full = f"{prefix}.{name}" if prefix else name
+            if norm and parameter.ndim <= 1:
+                kinds[full] = "norms"
+            else:
+                kinds[full] = "biases" if name.endswith("bias") else "weights"
+    return kinds

@@ -1,0 +1,82 @@
+"""Load a file of weights into a backbone: safetensors, or a .pth that holds tensors only."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from autoft.errors import DataError
+
+WRAPPERS = ("state_dict", "model", "model_state_dict", "model_ema", "state_dict_ema")
+
+
+def load_weights(module: nn.Module, path: Path) -> list[str]:
+    """Load `path` into `module` and return the names of tensors that were left out.
+
+    Only the tensors of a part that `module` does not have at all, such as a removed classifier,
+    are left out.
+
+    Raises:
+        DataError: the file is damaged, holds more than tensors, or does not fit (names them).
+    """
+    state = _read(path)
+    own = module.state_dict()
+    parts = {name.partition(".")[0] for name in own}
+    left_out = [name for name in state if name not in own and name.partition(".")[0] not in parts]
+    fitting = {name: tensor for name, tensor in state.items() if name not in left_out}
+    problems = _differences(own, fitting)
+    if problems:
+        raise DataError(
+            f"The weights in {path} do not fit this backbone: {'; '.join(problems[:3])}"
+            f"{f' and {len(problems) - 3} more' if len(problems) > 3 else ''}. Choose the "
+            f"architecture that they were trained with."
+        )
+    module.load_state_dict(fitting)
+    return left_out
+
+
+def _differences(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
+    missing = [
+        f"'{name}' is missing"
+        for name in own
+        if name not in given and not name.endswith("num_batches_tracked")
+    ]
+    unknown = [f"'{name}' is unknown to it" for name in given if name not in own]
+    shapes = [
+        f"'{name}' has shape {tuple(given[name].shape)}, expected {tuple(own[name].shape)}"
+        for name in given
+        if name in own and given[name].shape != own[name].shape
+    ]
+    return shapes + unknown + missing
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise DataError(f"There is no file of weights at {path}. Check the path.")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        raise DataError(
+            f"The weights in {path} cannot be read: the file is damaged or holds more than "
+            f"tensors, and code in it is never run. Save a plain state_dict, best as safetensors."
+        ) from error
+    return _unwrap(path, loaded)
+
+
+def _unwrap(path: Path, loaded: Any) -> dict[str, Tensor]:  # whatever a file holds
+    for wrapper in WRAPPERS:
+        if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):
+            loaded = loaded[wrapper]
+    if not isinstance(loaded, Mapping) or not loaded:
+        raise DataError(f"{path} holds no state_dict. Save `model.state_dict()`.")
+    state = {str(name).removeprefix("module."): value for name, value in loaded.items()}
+    return {name: value for name, value in state.items() if isinstance(value, Tensor)}

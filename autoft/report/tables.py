@@ -1,0 +1,75 @@
+"""Tables of a run as CSV: the leaderboard, and every prediction of the winner."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autoft.data.cache import write_bytes_atomic
+from autoft.values import TrialResult
+
+COLUMNS = ("rank", "trial", "score", "loss", "status", "epochs", "seconds")
+DECIMALS = 6
+
+
+def leaderboard(results: Sequence[TrialResult]) -> list[dict[str, Any]]:
+    """Return one row per trial, best first, with every choice as a column of its own."""
+    ordered = sorted(results, key=lambda r: (r.score is None, -(r.score or 0.0), r.loss or 0.0))
+    return [
+        {
+            "rank": rank,
+            "trial": result.number,
+            "score": result.score,
+            "loss": result.loss,
+            "status": result.status,
+            "epochs": len(result.scores),
+            "seconds": result.seconds,
+            **result.config.answers(),
+        }
+        for rank, result in enumerate(ordered, start=1)
+    ]
+
+
+def write_leaderboard(path: Path, results: Sequence[TrialResult]) -> None:
+    """Write `leaderboard.csv`; a choice that a trial did not face is an empty cell."""
+    rows = leaderboard(results)
+    parts = ("backbone", "strategy", "head")
+    others = sorted({name for row in rows for name in row} - {*COLUMNS, *parts})
+    _write(path, [*COLUMNS, *parts, *others], rows)
+
+
+def write_predictions(
+    path: Path,
+    paths: Sequence[str],
+    labels: Sequence[str],
+    classes: Sequence[str],
+    probabilities: NDArray[np.float32],
+) -> None:
+    """Write one row per image: path, label, predicted class, and the probability of each class."""
+    rows = [
+        {
+            "path": name,
+            "label": label,
+            "predicted": classes[int(row.argmax())],
+            **{f"p_{index}": round(float(p), DECIMALS) for index, p in enumerate(row)},
+        }
+        for name, label, row in zip(paths, labels, probabilities, strict=True)
+    ]
+    columns = ["path", "label", "predicted", *(f"p_{i}" for i in range(len(classes)))]
+    _write(path, columns, rows)
+
+
+def _write(path: Path, columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # file names need not be UTF-8: what is not becomes an escape that stays readable
+    write_bytes_atomic(path, buffer.getvalue().encode("utf-8", "backslashreplace"))

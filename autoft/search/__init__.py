@@ -1,0 +1,1 @@
+"""Which trial next, at which rung, and where it runs."""

@@ -1,0 +1,202 @@
+"""What a worker can be asked to do. Nothing heavy is imported before it is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from autoft.errors import AutoftError, MachineError
+from autoft.network.sources import Source
+from autoft.search.configs import Space, StrategyInfo
+from autoft.search.jobs import Finished, FinishJob
+from autoft.training.job import Outcome, Ranked, Report, Setup, TrialJob
+
+
+@dataclass(frozen=True)
+class Link:
+    """How a task talks to the controlling process while it works."""
+
+    progress: Callable[[str, int, int], None]
+    report: Callable[[Report], bool]
+
+
+@dataclass(frozen=True)
+class Described:
+    """What the installed plugins offer; `broken` says why some do not."""
+
+    space: Space
+    tiers: Mapping[str, str]
+    broken: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Names:
+    """Which plugins are asked for by name, and which are merely installed."""
+
+    strategies: tuple[str, ...]
+    heads: tuple[str, ...]
+    asked_strategies: bool
+    asked_heads: bool
+
+
+def devices(link: Link, device: str) -> tuple[str, ...]:
+    """Return the torch devices that `--device` means, one worker each.
+
+    Raises:
+        MachineError: CUDA was asked for and is not to be had, or has fewer devices.
+    """
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device == "auto":
+        return tuple(f"cuda:{index}" for index in range(count)) or ("cpu",)
+    if device == "cpu":
+        return ("cpu",)
+    wanted = [int(i) for i in device.removeprefix("cuda").removeprefix(":").split(",") if i]
+    wanted = wanted or list(range(count))
+    if count == 0 or max(wanted) >= count:
+        raise MachineError(
+            f"--device {device}: torch sees {count} CUDA devices here. Use --device cpu, or see "
+            f"`autoft doctor`."
+        )
+    return tuple(f"cuda:{index}" for index in wanted)
+
+
+def describe(link: Link, names: Names) -> Described:
+    """Read the signatures of strategies and heads; a broken one that nobody asked for is noted.
+
+    Raises:
+        PluginError: a plugin that was asked for is missing or broken.
+    """
+    from autoft.space import read_signature
+    from autoft.training import recipe
+
+    broken: list[str] = []
+    strategies = _each(names.strategies, names.asked_strategies, broken, _strategy_info)
+    heads = _each(names.heads, names.asked_heads, broken, _head_info)
+    third_party = frozenset(name for name in heads if not _builtin("head", name))
+    space = Space(
+        (),
+        strategies,
+        heads,
+        read_signature(recipe.tuning),
+        read_signature(recipe.probing),
+        third_party_heads=third_party,
+    )
+    return Described(space, _tiers(), tuple(broken))
+
+
+def _each(
+    names: Sequence[str], asked: bool, broken: list[str], read: Callable[[str], Any]
+) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name in names:
+        try:
+            found[name] = read(name)
+        except AutoftError as error:
+            if asked:
+                raise
+            broken.append(str(error))
+    return found
+
+
+def _strategy_info(name: str) -> StrategyInfo:
+    from autoft import plugins
+    from autoft.network.strategy import bind
+    from autoft.space import read_signature
+    from autoft.values import Part
+
+    bound = bind(Part(name), num_stages=4)
+    parameters = read_signature(plugins.load("strategy", name))
+    return StrategyInfo(
+        parameters, bound.trains_backbone(), bound.pretrained, _builtin("strategy", name)
+    )
+
+
+def _head_info(name: str) -> Any:
+    from autoft import plugins
+    from autoft.space import read_signature
+
+    return read_signature(plugins.load("head", name))
+
+
+def _builtin(kind: str, name: str) -> bool:
+    from autoft import plugins
+
+    return plugins.find(kind, name).builtin
+
+
+def _tiers() -> dict[str, str]:
+    """Return the size tier of every backbone that states one, by name."""
+    from autoft import plugins
+    from autoft.space import read_signature
+
+    tiers: dict[str, str] = {}
+    for plugin in plugins.installed("backbone"):
+        try:
+            parameters = read_signature(plugins.load("backbone", plugin.full_name))
+        except AutoftError:
+            continue  # it is listed with its reason by `autoft plugins list`
+        fixed = {parameter.name: parameter.default for parameter in parameters}
+        if "tier" in fixed:
+            tiers[plugin.name] = str(fixed["tier"])
+    return tiers
+
+
+def check(link: Link, sources: Sequence[Source], image_size: int) -> None:
+    """Build every backbone that was asked for by name, without weights, before data is read.
+
+    Raises:
+        AutoftError: the first that cannot be, with the reason.
+    """
+    from dataclasses import replace
+
+    from autoft.network.build import build
+
+    for source in sources:
+        build(replace(source, weights=""), pretrained=False, image_size=image_size)
+
+
+def rank(link: Link, setup: Setup, label: str) -> Ranked:
+    """Measure one backbone."""
+    from autoft.training.rank import rank_backbone
+
+    _use_threads(setup)
+    return rank_backbone(setup, label, link.progress)
+
+
+def pixel_control(link: Link, setup: Setup) -> float:
+    """Measure what pixels alone give."""
+    from autoft.training.rank import pixel_control as measure
+
+    return measure(setup)
+
+
+def train(link: Link, setup: Setup, job: TrialJob) -> Outcome:
+    """Train one trial; whatever a plugin does wrong in it is the trial's failure."""
+    from autoft.training.trial import train_trial
+
+    _use_threads(setup)
+    try:
+        return train_trial(setup, job, link.report)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # noqa: BLE001 - a trial's plugins may raise anything at all
+        told = (str(error).strip() or repr(error)).splitlines()[0]
+        return Outcome(job.number, "failed", error=f"{type(error).__name__}: {told[:500]}")
+
+
+def finish(link: Link, setup: Setup, job: FinishJob) -> Finished:
+    """Measure, export and prove the winner."""
+    from autoft.search.finish import finish as work
+
+    _use_threads(setup)
+    return work(setup, job, link.progress)
+
+
+def _use_threads(setup: Setup) -> None:
+    import torch
+
+    if setup.device == "cpu" and torch.get_num_threads() != setup.threads:
+        torch.set_num_threads(setup.threads)

@@ -1,0 +1,75 @@
+"""The first trials, by regime: well-tried configurations before anything is sampled.
+
+The linear probe is always first, so that there is a model and a baseline within the first minute.
+Answers not given here are at the defaults of the plugins. The order is a prior and excludes
+nothing; docs/architecture.md says where it comes from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from autoft.search.configs import Space
+from autoft.selection.regime import Regime
+from autoft.training.job import Ranked
+from autoft.values import Value
+
+Answers = dict[str, Value]
+
+PROBE: Answers = {"strategy": "head_only", "head": "linear"}
+HEADS: tuple[Answers, ...] = (
+    {"strategy": "head_only", "head": "norm_linear"},
+    {"strategy": "head_only", "head": "cosine"},
+    {"strategy": "head_only", "head": "mlp"},
+)
+FULL: Answers = {"strategy": "full", "strategy.full.bottom": 0.1}
+LIGHT: Answers = {"strategy": "full", "strategy.full.bottom": 0.03, "train.lr": 2e-4}
+HIGH: Answers = {"strategy": "full", "strategy.full.bottom": 1.0, "train.lr": 1e-3}
+HALF: Answers = {"strategy": "freeze", "strategy.freeze.depth": 0.5}
+DEEP: Answers = {"strategy": "freeze", "strategy.freeze.depth": 0.75}
+SHALLOW: Answers = {"strategy": "freeze", "strategy.freeze.depth": 0.25, "train.lr": 1e-3}
+NORMS: Answers = {"strategy": "norm_bias", "train.lr": 2e-3}
+LATER: Answers = {"strategy": "probe_then_tune"}
+GRADUAL: Answers = {"strategy": "gradual"}
+FROM_SCRATCH = "resnet18"  # learns from random weights on little data
+SCRATCH: Answers = {"strategy": "scratch", "train.lr": 2e-3, "train.augment": "crop"}
+
+RECIPES: Mapping[str, tuple[Answers, ...]] = {
+    "small-similar": (DEEP, LIGHT, HALF, NORMS, FULL, GRADUAL, LATER),
+    "small-dissimilar": (HALF, SHALLOW, HIGH, NORMS, FULL, GRADUAL, LATER),
+    "large-similar": (FULL, HALF, HIGH, LATER, GRADUAL, NORMS),
+    "large-dissimilar": (HIGH, FULL, SHALLOW, SCRATCH, GRADUAL, NORMS, LATER),
+    "ambiguous": (FULL, HALF, HIGH, NORMS, GRADUAL, LATER),
+    "no-weights": (SCRATCH,),
+}
+
+
+def portfolio(space: Space, regime: Regime, ranked: Sequence[Ranked]) -> Iterator[Answers]:
+    """Yield the first configurations, best backbone first; those the space lacks are left out."""
+    order = [each.label for each in ranked]
+    recipes = RECIPES[regime.name]
+    wanted: list[Answers] = [{**PROBE, "backbone": label} for label in order[:3]]
+    wanted += [{**recipes[0], "backbone": order[0]}]
+    wanted += [{**answers, "backbone": order[0]} for answers in HEADS[:1]]
+    wanted += [{**answers, "backbone": order[0]} for answers in _third_party(space, recipes[0])]
+    wanted += [{**recipes[0], "backbone": label} for label in order[1:2] if _close(ranked)]
+    wanted += [{**answers, "backbone": order[0]} for answers in HEADS[1:]]
+    wanted += [{**answers, "backbone": order[0]} for answers in recipes[1:]]
+    for answers in wanted:
+        known_strategy = answers.get("strategy") in space.strategies
+        if known_strategy and answers.get("head", next(iter(space.heads))) in space.heads:
+            yield answers
+
+
+def _third_party(space: Space, recipe: Answers) -> Iterator[Answers]:
+    """Every installed third-party strategy and head gets one early trial at its defaults."""
+    for name, info in space.strategies.items():
+        if not info.builtin:
+            yield {"strategy": name}
+    for name in sorted(space.third_party_heads):
+        yield {**PROBE, "head": name}
+
+
+def _close(ranked: Sequence[Ranked]) -> bool:
+    """Tell whether the second backbone is within two points of the first."""
+    return len(ranked) > 1 and ranked[1].probe >= ranked[0].probe - 0.02

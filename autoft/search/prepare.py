@@ -1,0 +1,227 @@
+"""From settings to a setup: read the data, decode it once, split it, rank the backbones."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from autoft import errors, plugins
+from autoft.data.catalog import Catalog, check_bad, check_classes, read_catalog
+from autoft.data.pixels import PixelStore, open_store
+from autoft.data.split import Split, make_split, read_split, write_split
+from autoft.errors import MachineError, UsageError
+from autoft.network.sources import Source, in_folder, resolve, suggest
+from autoft.search.engines import tasks
+from autoft.search.engines.tasks import Described, Names
+from autoft.search.folder import RunFolder
+from autoft.search.portfolio import FROM_SCRATCH
+from autoft.search.settings import Settings
+from autoft.selection import regime as regimes
+from autoft.selection.regime import Regime
+from autoft.training.job import Part, Ranked, Setup
+
+CROP = 0.875  # the share of the resized square that the network sees, as timm's default
+SMALLEST, STEP = 64, 32  # pixels: small images are enlarged to at least this, in such steps
+USUAL_SIZE = 224
+BEHIND = 0.10  # a backbone whose probe is further behind the best is not searched
+LONG = 3600.0  # seconds from which a larger tier pays
+
+Emit = Callable[..., None]
+Call = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Data:
+    """The images of a run: catalog, split and decoded store."""
+
+    catalog: Catalog
+    split: Split
+    store: PixelStore
+    image_size: int
+
+    def part(self, indices: Sequence[int]) -> Part:
+        """Return the rows and labels of the items at `indices` of the catalog."""
+        chosen = np.asarray(indices, dtype=np.int64)
+        return Part(self.catalog.rows()[chosen], self.catalog.labels()[chosen])
+
+
+def read_data(settings: Settings, folder: RunFolder, emit: Emit) -> Data:
+    """Scan, decode once and split the data set; a split that the run has is kept.
+
+    Raises:
+        DataError: there is nothing to train on, or the data changed since the run began.
+    """
+    emit("phase", name="scan", text=f"reading {settings.dataset}")
+
+    def headers(done: int, total: int) -> None:
+        emit("progress", text="reading headers", done=done, total=total)
+
+    def decoding(done: int, total: int) -> None:
+        emit("progress", text="decoding", done=done, total=total)
+
+    catalog = read_catalog(settings.dataset, headers)
+    image_size = settings.image_size or default_image_size(catalog)
+    store, bad = open_store(catalog, round(image_size / CROP), progress=decoding)
+    fingerprint = catalog.fingerprint()
+    catalog = catalog.without(bad)
+    check_bad(catalog)
+    check_classes(catalog)
+    known = folder.read_json("catalog.json")
+    if known is not None and known["fingerprint"] != fingerprint:
+        raise errors.DataError(
+            f"{settings.dataset} changed since {folder.path} was begun. Start a new run with "
+            f"another --out, or restore the images."
+        )
+    folder.write_json("catalog.json", {**catalog.to_json(), "fingerprint": fingerprint})
+    path = folder.path / "split.csv"
+    if path.exists():
+        split = read_split(path, catalog)
+    else:
+        split = make_split(catalog, settings.seed)
+        write_split(path, catalog, split)
+    emit(
+        "scan",
+        found=len(catalog.items) + len(catalog.excluded),
+        excluded=len(catalog.excluded),
+        reasons=[f"{each.path}: {each.reason}" for each in catalog.excluded[:5]],
+        classes=len(catalog.classes),
+        image_size=image_size,
+        train=len(split.train),
+        validation=len(split.validation),
+        test=len(split.test),
+    )
+    return Data(catalog, split, store, image_size)
+
+
+def default_image_size(catalog: Catalog) -> int:
+    """Return the usual size, or less where the images themselves are smaller."""
+    enlarged = -(-int(catalog.short_side / CROP) // STEP) * STEP
+    return min(USUAL_SIZE, max(SMALLEST, enlarged))
+
+
+def choose_sources(settings: Settings, described: Described, device: str) -> dict[str, Source]:
+    """Return the backbones to choose among: those asked for, those in --weights, or a tier.
+
+    Raises:
+        UsageError: --weights holds none, or a name is ambiguous.
+    """
+    local: dict[str, Source] = {}
+    if settings.weights:
+        local, _ = in_folder(Path(settings.weights))
+    if settings.backbones:
+        chosen = {spec: resolve(spec, local) for spec in settings.backbones}
+        return {source.label: source for source in chosen.values()}
+    if local:
+        return local
+    tier = default_tier(device, settings.time)
+    names = [name for name, each in described.tiers.items() if each == tier]
+    return {name: resolve(name, {}) for name in names}
+
+
+def default_tier(device: str, seconds: float) -> str:
+    """Return the size of backbone that the device can fine-tune several times in the time."""
+    if device == "cpu":
+        return "nano" if seconds < LONG else "small"
+    return "small" if seconds < LONG else "base"
+
+
+def check_asked(settings: Settings, sources: Mapping[str, Source], size: int, call: Call) -> None:
+    """Build what was asked for by name, without weights, so that a wrong name fails at once.
+
+    Raises:
+        AutoftError: the first that cannot be, with the closest known name.
+    """
+    if not settings.backbones:
+        return
+    try:
+        call(tasks.check, tuple(sources.values()), size)
+    except UsageError as error:
+        local = in_folder(Path(settings.weights))[0] if settings.weights else {}
+        hints = "".join(suggest(name, local) for name in settings.backbones if name not in local)
+        known = hints if "Did you mean" not in str(error) else ""
+        raise UsageError(f"{error}{known}") from error
+
+
+def rank(settings: Settings, setup: Setup, call: Call, emit: Emit) -> tuple[Setup, list[Ranked]]:
+    """Measure every backbone; return the setup with those that can be used, best first.
+
+    Raises:
+        MachineError, UsageError: a backbone that was asked for by name cannot be had.
+    """
+    emit("phase", name="rank", text=f"ranking {len(setup.sources)} backbones")
+    measured = [_rank_one(label, setup, call, emit) for label in setup.sources]
+    failed = [each for each in measured if each.error]
+    if failed and settings.backbones:
+        kinds = {cls.exit_code: cls for cls in (UsageError, errors.DataError, MachineError)}
+        raise kinds.get(failed[0].exit_code, MachineError)(failed[0].error)
+    usable = sorted((each for each in measured if not each.error), key=_merit)
+    if not usable:
+        emit(
+            "note",
+            text="No pre-trained weights can be had here, so a small network is trained from "
+            "random weights. Give --weights DIR, or run once with network.",
+        )
+        source = Source(FROM_SCRATCH, "timm", {"model": FROM_SCRATCH}, pretrained=False)
+        setup = replace(setup, sources={FROM_SCRATCH: source})
+        usable = [_rank_one(FROM_SCRATCH, setup, call, emit)]
+    if usable[0].error:
+        raise MachineError(usable[0].error)
+    near = [each for each in usable if each.probe >= usable[0].probe - BEHIND]
+    return replace(setup, sources={e.label: setup.sources[e.label] for e in usable}), near
+
+
+def _rank_one(label: str, setup: Setup, call: Call, emit: Emit) -> Ranked:
+    ranked: Ranked = call(tasks.rank, setup, label)
+    emit(
+        "backbone",
+        name=label,
+        score=None if ranked.error else ranked.probe,
+        seconds=ranked.seconds,
+        text=ranked.error,
+        measured=asdict(ranked),
+    )
+    return ranked
+
+
+def _merit(ranked: Ranked) -> tuple[float, float]:
+    return -ranked.probe, -ranked.balanced_knn
+
+
+def measure_regime(setup: Setup, ranked: Sequence[Ranked], call: Call, emit: Emit) -> Regime:
+    """Say which regime the data is in."""
+    found = regimes.measure(setup.train.labels, ranked, call(tasks.pixel_control, setup))
+    emit("regime", name=found.name, text=found.text, similarity=found.similarity)
+    return found
+
+
+def augmentations(ranked: Sequence[Ranked]) -> tuple[str, ...]:
+    """Return the augmentations that keep labels: no mirroring where that changes them."""
+    if ranked[0].flip_safe:
+        return ("none", "crop", "crop_flip", "strong")
+    return ("none", "crop")
+
+
+def names(settings: Settings) -> Names:
+    """Return the strategies and heads to choose among: those asked for, or all installed."""
+    return Names(
+        settings.strategies or _reachable("strategy"),
+        settings.heads or _reachable("head"),
+        bool(settings.strategies),
+        bool(settings.heads),
+    )
+
+
+def _reachable(kind: str) -> tuple[str, ...]:
+    found = plugins.installed(kind)
+    return tuple(p.full_name if plugins.shadowed(p) else p.name for p in found)
+
+
+def go_offline() -> None:
+    """Keep every library from the network; the hub reads this when it is first imported."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ["AUTOFT_OFFLINE"] = "1"

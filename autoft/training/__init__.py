@@ -1,0 +1,1 @@
+"""One trial from top to bottom, and the features that trials share."""

@@ -1,0 +1,96 @@
+"""What a trial writes: its best weights, its latest state, and its curve.
+
+Files are whole or absent (temp, sync, rename). `last.safetensors` holds network and optimiser, so
+that a trial cut off goes on at the epoch it had reached and ends with the same numbers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from autoft.data.cache import write_bytes_atomic, write_json_atomic
+from autoft.training.job import Outcome, Report, TrialJob
+
+BEST, LAST = "best.safetensors", "last.safetensors"
+
+
+@dataclass(frozen=True)
+class State:
+    """How far a trial had come: the next epoch and the curve up to it."""
+
+    epoch: int = 0
+    scores: tuple[float, ...] = ()
+    best_score: float | None = None
+    best_loss: float | None = None
+    seconds: float = 0.0
+
+
+def start(folder: Path, job: TrialJob) -> None:
+    """Write `config.json`: what the trial is, before it begins."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {"number": job.number, "epochs": job.epochs, "config": job.config.to_json()}
+    write_json_atomic(folder / "config.json", config)
+
+
+def append_curve(folder: Path, report: Report) -> None:
+    """Add one epoch to `metrics.jsonl`."""
+    with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(asdict(report)) + "\n")
+
+
+def save_best(folder: Path, network: nn.Module) -> None:
+    """Write the network's weights as the best so far."""
+    write_bytes_atomic(folder / BEST, save(_detached(network.state_dict())))
+
+
+def save_last(
+    folder: Path, network: nn.Module, optimizer: torch.optim.Optimizer, state: State
+) -> None:
+    """Write all that is needed to go on with the next epoch."""
+    tensors = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
+    for index, slots in optimizer.state_dict()["state"].items():
+        for name, value in slots.items():
+            if value is not None:  # SGD keeps None for a parameter that never moved
+                tensors[f"optimizer.{index}.{name}"] = torch.as_tensor(value)
+    metadata = {"state": json.dumps(asdict(state))}
+    write_bytes_atomic(folder / LAST, save(_detached(tensors), metadata=metadata))
+
+
+def load_last(folder: Path, network: nn.Module, optimizer: torch.optim.Optimizer) -> State:
+    """Restore the latest state into `network` and `optimizer`; a fresh one if there is none."""
+    try:
+        with safe_open(folder / LAST, framework="pt") as file:
+            metadata = file.metadata()
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (FileNotFoundError, SafetensorError, OSError):
+        return State()
+    prefix = "network."
+    weights = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+    network.load_state_dict(weights)
+    slots: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if not name.startswith(prefix):
+            _, index, slot = name.split(".", 2)
+            slots.setdefault(int(index), {})[slot] = tensor
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": slots, "param_groups": groups})
+    state = json.loads(metadata["state"])
+    return State(**{**state, "scores": tuple(state["scores"])})
+
+
+def finish(folder: Path, outcome: Outcome) -> None:
+    """Write `done.json`, last of all, and drop the state that only an unfinished trial needs."""
+    (folder / LAST).unlink(missing_ok=True)
+    write_json_atomic(folder / "done.json", asdict(outcome))
+
+
+def _detached(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}

@@ -1,0 +1,78 @@
+"""Train a head alone on cached features: what a fine-tune takes hours for, in seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from autoft.network.stages import kind_of_parameters
+from autoft.training.optim import schedule
+from autoft.training.recipe import Recipe
+
+EPOCHS = 60
+MIN_STEPS, MAX_STEPS = 600, 6000
+
+AfterRound = Callable[[int, float], bool]
+
+
+class NonFiniteLoss(Exception):
+    """The loss became NaN or infinite; the trial ends, the run goes on."""
+
+
+def fit_head(
+    head: nn.Module,
+    features: Tensor,
+    labels: Tensor,
+    recipe: Recipe,
+    *,
+    seed: int,
+    rounds: int = 1,
+    after_round: AfterRound | None = None,
+) -> None:
+    """Train `head` on features (N, F) and labels (N,) in place.
+
+    The run is cut into `rounds` of equal length; `after_round(index, train_loss)` may return False
+    to stop.
+
+    Raises:
+        NonFiniteLoss: names the step and the learning rate.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    batch = min(recipe.batch_size, len(features))
+    total = min(max(EPOCHS * len(features) // batch, MIN_STEPS), MAX_STEPS)
+    optimizer = _optimizer(head, recipe)
+    order = torch.empty(0, dtype=torch.long)
+    mean_loss = torch.zeros(())
+    head.train()
+    for step in range(total):
+        if len(order) < batch:
+            order = torch.randperm(len(features), generator=generator)
+        chosen, order = order[:batch].to(features.device), order[batch:]
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.head_lr * schedule(step / total)
+        logits = head(features[chosen])
+        loss = functional.cross_entropy(logits, labels[chosen], label_smoothing=recipe.smoothing)
+        if not torch.isfinite(loss):
+            raise NonFiniteLoss(f"non_finite_loss at step {step} (head_lr={recipe.head_lr:g})")
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        optimizer.step()
+        mean_loss = loss.detach() if step == 0 else mean_loss.lerp(loss.detach(), 0.02)
+        done, before = (step + 1) * rounds // total, step * rounds // total
+        if done > before and after_round and not after_round(done, float(mean_loss)):
+            return
+
+
+def _optimizer(head: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    kinds = kind_of_parameters(head)
+    named = dict(head.named_parameters())
+    decaying = [named[name] for name, kind in kinds.items() if kind == "weights"]
+    others = [named[name] for name, kind in kinds.items() if kind != "weights"]
+    groups = [
+        {"params": decaying, "weight_decay": recipe.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=recipe.head_lr)

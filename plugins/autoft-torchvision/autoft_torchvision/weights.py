@@ -1,0 +1,89 @@
+"""Fetch torchvision's weights: from its cache, or from the network where that is allowed."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import WeightsEnum
+from torchvision.models.vision_transformer import interpolate_embeddings
+
+from autoft import MachineError
+
+OFFLINE = ("HF_HUB_OFFLINE", "AUTOFT_OFFLINE")
+POSITIONS = "encoder.pos_embedding"
+PATCH_SIZE = 16
+COCO_BODY = "backbone.body."
+
+State = Mapping[str, Tensor]
+
+
+def fetch(weights: WeightsEnum, name: str) -> State:
+    """Return the state dict of `weights`; `name` is the backbone's, for messages.
+
+    A file in torch's cache is used as it is. Only tensors are read from it: code in it never runs.
+
+    Raises:
+        MachineError: the file is absent and cannot be downloaded, or it is damaged.
+    """
+    path = cached(weights)
+    if not path.is_file() and (switch := _offline()):
+        raise _explain(weights, name, f"{switch}=1 forbids the network")
+    try:
+        state: State = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        if path.is_file():
+            reason = f"the file is damaged ({error!r:.200}); delete it"
+        else:
+            reason = f"downloading failed ({error})"
+        raise _explain(weights, name, reason) from error
+    return state
+
+
+def cached(weights: WeightsEnum) -> Path:
+    """Return where torch keeps, or would keep, the file of `weights`."""
+    url: str = weights.url
+    return Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+
+
+def _offline() -> str:
+    return next((switch for switch in OFFLINE if os.environ.get(switch) == "1"), "")
+
+
+def _explain(weights: WeightsEnum, name: str, reason: str) -> MachineError:
+    return MachineError(
+        f"The weights of '{name}' could not be loaded from {cached(weights)}: {reason}. Put the "
+        f"file of {weights.url} there, or name a file of your own as '{name}@FILE'."
+    )
+
+
+def fetch_coco_body(weights: WeightsEnum, name: str) -> State:
+    """Return the ResNet-50 inside a Faster R-CNN checkpoint under a plain ResNet-50's names.
+
+    Raises:
+        MachineError: as `fetch`.
+    """
+    state = fetch(weights, name)
+    return {
+        key.removeprefix(COCO_BODY): tensor
+        for key, tensor in state.items()
+        if key.startswith(COCO_BODY)
+    }
+
+
+def fit(state: State, module: nn.Module, image_size: int = 0) -> State:
+    """Return what of `state` belongs to `module`, position embeddings at `image_size` pixels.
+
+    The count of batches that a frozen batch norm does not have starts at 0.
+    """
+    own = module.state_dict()
+    counts = {key: own[key] for key in own if key.endswith("num_batches_tracked")}
+    kept = counts | {key: tensor for key, tensor in state.items() if key in own}
+    if POSITIONS in kept and image_size:
+        kept = interpolate_embeddings(image_size, PATCH_SIZE, OrderedDict(kept))
+    return kept
