@@ -4,6 +4,8 @@ PYTEST_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 PLUGIN := plugins/autoft-torchvision
+# Inside the environment, so that it goes with it.
+READY := $(VENV)/.ready
 DEMO := runs/demo
 DEMO_IMAGES := runs/demo-images
 
@@ -13,7 +15,7 @@ DEMO_IMAGES := runs/demo-images
 help: ## Show the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /make \1\t/' | expand -t 14
 
-demo: .ready ## Search on a sample, show the leaderboard, predict one image (3 minutes)
+demo: $(READY) ## Search on a sample, show the leaderboard, predict one image (3 minutes)
 	$(BIN)/autoft search --dataset sample:digits --offline --time 150s --out $(DEMO)
 	$(BIN)/autoft leaderboard $(DEMO) --top 10
 	$(BIN)/python -c "from pathlib import Path; from autoft.data.sample import write_sample; \
@@ -23,20 +25,20 @@ demo: .ready ## Search on a sample, show the leaderboard, predict one image (3 m
 test: lint ## Lint, then all tests
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-quick: .ready ## The tests without whole searches
+quick: $(READY) ## The tests without whole searches
 	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
 
-lint: .ready ## Style, types and the floors of the house
+lint: $(READY) ## Style, types and the floors of the house
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: .ready ## Measure how fast the commands start
+bench: $(READY) ## Measure how fast the commands start
 	$(BIN)/python benchmarks/startup.py
 
 clean: ## Remove the environment, the caches of the tools and the demo
-	rm -rf $(VENV) .ready .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	rm -rf $(DEMO) $(DEMO_IMAGES)
 
 $(BIN)/uv:
@@ -46,7 +48,7 @@ $(BIN)/uv:
 	$(BIN)/python -m pip install --quiet uv
 
 # A stamp: nothing is installed again until one of the two lists of requirements changes.
-.ready: pyproject.toml $(PLUGIN)/pyproject.toml | $(BIN)/uv
+$(READY): pyproject.toml $(PLUGIN)/pyproject.toml | $(BIN)/uv
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable ".[ray]" --group dev
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable $(PLUGIN)
-	@touch .ready
+	@touch $(READY)

@@ -25,13 +25,14 @@ RESULT = "result.json"
 class Artifact:
     """What a finished search found.
 
-    `path` is the folder of the exported model, `test` its score on the locked test part and
-    `winner` the configuration: trial, backbone, strategy, head, params.
+    `path` is the folder of the exported model, `score` its validation score, `test` its score on
+    the locked test part (None where there is none) and `winner` its configuration: trial,
+    backbone, strategy, head, params.
     """
 
     path: Path
     score: float
-    test: Estimate
+    test: Estimate | None
     winner: Mapping[str, Any]
 
 
@@ -66,14 +67,18 @@ class Run:
         from autoft.values import Estimate
 
         result = self.result
-        estimate = Estimate(
-            **{name: result["test"][name] for name in ("value", "low", "high", "n")}
-        )
-        return Artifact(RunFolder(self.path).best, result["score"], estimate, result["winner"])
+        test = Estimate(**result["test"]) if result["test"] else None
+        return Artifact(RunFolder(self.path).best, result["score"], test, result["winner"])
 
     def leaderboard(self) -> list[dict[str, Any]]:
-        """Return one row per finished trial, best first; works while the search is running."""
-        return leaderboard(RunFolder(self.path))
+        """Return one row per finished trial, best first; works while the search is running.
+
+        The columns are rank, trial, score, loss, status, epochs, seconds, backbone, strategy, head
+        and one for each further choice, such as `head.mlp.hidden`, that the trial faced.
+        """
+        from autoft.report import tables
+
+        return tables.leaderboard(RunFolder(self.path).trials())
 
     def predict(self, paths: str | Path | Iterable[str | Path]) -> list[Prediction]:
         """Return one prediction per image, in order; folders are searched for images.
@@ -118,29 +123,6 @@ def load(path: str | os.PathLike[str]) -> Run:
         UsageError: there is no run at `path`.
     """
     return Run(open_run(Path(path)).path)
-
-
-def leaderboard(folder: RunFolder) -> list[dict[str, Any]]:
-    """Return one row per finished trial, best score first, trials without a score last.
-
-    The columns are rank (None without a score), trial, score, backbone, strategy, head, epochs,
-    seconds and status.
-    """
-    trials = sorted(folder.trials(), key=lambda t: (t.score is None, -(t.score or 0.0), t.number))
-    return [
-        {
-            "rank": None if trial.score is None else rank,
-            "trial": trial.number,
-            "score": trial.score,
-            "backbone": trial.config.backbone.name,
-            "strategy": trial.config.strategy.name,
-            "head": trial.config.head.name,
-            "epochs": len(trial.scores),
-            "seconds": round(trial.seconds, 1),
-            "status": trial.status,
-        }
-        for rank, trial in enumerate(trials, 1)
-    ]
 
 
 def find_images(paths: Iterable[str | Path]) -> list[Path]:

@@ -7,6 +7,7 @@ import json
 import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import onnx
@@ -15,13 +16,14 @@ from onnx import TensorProto, helper
 from PIL import Image
 
 import autoft.cli.plugins
+from autoft.api import load
 from autoft.cli.flags import SEARCH
 from autoft.cli.main import main
 from autoft.cli.search import command_line
-from autoft.cli.summary import interval
+from autoft.cli.summary import interval, show
 from autoft.search.folder import RunFolder
 from autoft.search.settings import Settings, read_settings
-from autoft.values import Part, TrialConfig, TrialResult
+from autoft.values import Estimate, Part, Status, TrialConfig, TrialResult
 
 HEAVY = ("torch", "torchvision", "timm", "optuna", "sklearn", "onnx", "onnxruntime", "ray")
 USAGE_ERRORS = [
@@ -154,7 +156,7 @@ def killed_run(tmp_path: Path) -> Path:
     for number, score in enumerate([0.5, None, 0.75]):
         config = TrialConfig(Part("resnet18"), Part("freeze"), Part("mlp"), {})
         scores = () if score is None else (0.1, score)
-        status = "failed" if score is None else "done"
+        status: Status = "failed" if score is None else "done"
         folder.append_trial(TrialResult(number, config, status, scores, score, seconds=2.0))
     with (folder.path / "trials.jsonl").open("a") as file:
         file.write('{"number": 3, "conf')
@@ -170,7 +172,7 @@ def test_leaderboard_of_a_killed_run_is_ordered(
         ["rank", "trial", "score", "backbone", "strategy", "head", "epochs", "seconds", "status"],
         ["1", "2", "0.7500", "resnet18", "freeze", "mlp", "2", "2.0", "done"],
         ["2", "0", "0.5000", "resnet18", "freeze", "mlp", "2", "2.0", "done"],
-        ["-", "1", "-", "resnet18", "freeze", "mlp", "0", "2.0", "failed"],
+        ["3", "1", "-", "resnet18", "freeze", "mlp", "0", "2.0", "failed"],
     ]
 
 
@@ -182,7 +184,53 @@ def test_leaderboard_top_and_csv(killed_run: Path, capsys: pytest.CaptureFixture
     path = killed_run.parent / "out.csv"
     assert main(["leaderboard", str(killed_run), "--csv", str(path)]) == 0
     rows = list(csv.DictReader(path.open()))
-    assert [row["score"] for row in rows] == ["0.75", "0.5", ""]
+    assert [float(row["score"]) for row in rows[:2]] == [0.75, 0.5]
+    assert rows[2]["status"] == "failed"
+
+
+RESULT = {
+    "metric": "accuracy",
+    "score": 0.93,
+    "test": {"value": 0.912, "low": 0.9, "high": 0.923, "n": 736},
+    "baseline": {"name": "head_only", "test": {"value": 0.8, "low": 0.7, "high": 0.9, "n": 736}},
+    "winner": {"trial": 2, "backbone": "resnet18", "strategy": "freeze", "head": "m\x1blp"},
+    "trials": {"done": 2, "stopped": 0, "failed": 1},
+    "seconds": 61.0,
+}
+PROOF = {"format": "onnx", "n": 200, "label_agreement": 1.0, "max_probability_difference": 2e-6}
+
+
+def test_summary_says_what_was_found_and_how_to_use_it(
+    killed_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    RunFolder(killed_run).write_json("result.json", RESULT)
+    (killed_run / "best").mkdir()
+    (killed_run / "best" / "parity.json").write_text(json.dumps([{**PROOF, "passed": True}]))
+    show(killed_run, started=0.0)
+    out = capsys.readouterr().out
+    for words in (
+        "1     2      0.7500",
+        r"Winner: trial 2, backbone resnet18, strategy freeze, head m\x1blp.",
+        "Test accuracy: 0.912 (95 % interval 0.900 to 0.923, 736 images)",
+        "Baseline head_only: 0.800 (95 % interval 0.700 to 0.900, 736 images)",
+        "Trials: 2 done, 0 stopped early, 1 failed, in 1:01 min.",
+        "onnx same labels (100.00% of 200 images, probabilities within 2.0e-06)",
+        f"autoft predict {killed_run} IMAGE",
+    ):
+        assert words in out
+    assert "already finished" not in out
+    assert load(killed_run).best.test == Estimate(0.912, 0.9, 0.923, 736)
+
+
+def test_summary_without_test_part_or_of_an_earlier_run_says_so(
+    killed_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    RunFolder(killed_run).write_json("result.json", {**RESULT, "test": None, "baseline": None})
+    show(killed_run, started=time.time() + 60)
+    out = capsys.readouterr().out
+    assert "had already finished" in out
+    assert "Test accuracy: not measured" in out
+    assert load(killed_run).best.test is None
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from autoft.errors import DataError, MachineError, PluginError, UsageError
 from autoft.export.artifact import FORMATS, load_weights, write_weights
 from autoft.export.onnx import metadata_of, to_onnx
 from autoft.export.parity import TOLERANCE, Parity, check_parity, write_parity
+from autoft.export.pt2 import portable
 from autoft.export.torchscript import to_torchscript
 from autoft.values import Preprocess
 
@@ -100,6 +101,16 @@ def test_export_leaves_the_model_as_it_was(tmp_path):
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
+def test_portable_copy_does_not_depend_on_how_the_model_was_trained():
+    model = Tiny().to(torch.float16, memory_format=torch.channels_last).train()
+    twin = portable(model)
+    assert not twin.training
+    for tensor in twin.parameters():
+        assert tensor.dtype is torch.float32
+        assert tensor.is_contiguous()
+        assert not tensor.requires_grad
+
+
 def test_onnx_has_named_ports_and_a_symbolic_batch(tiny):
     session = onnxruntime.InferenceSession(tiny[1]["onnx"])
     (images,), (logits,) = session.get_inputs(), session.get_outputs()
@@ -143,7 +154,7 @@ def test_exported_file_holds_no_path_of_this_machine(tiny, name):
     assert str(Path(__file__).parent).encode() not in content
 
 
-def test_onnx_passes_the_checker_after_its_notes_are_removed(tiny):
+def test_onnx_file_passes_the_checker(tiny):
     onnx.checker.check_model(onnx.load(tiny[1]["onnx"]), full_check=True)
 
 
@@ -224,6 +235,18 @@ def test_parity_fails_by_probability_when_the_labels_agree(tiny):
     for parity in check_parity(warmer, tiny[1], lambda: noise(16, 8)):
         assert parity.label_agreement == 1
         assert not parity.passed
+
+
+def test_parity_fails_by_label_when_the_probabilities_are_close(tmp_path):
+    first, second = Tiny(2), Tiny(2)
+    for model, bias in ((first, [0.0, 1e-4]), (second, [1e-4, 0.0])):
+        nn.init.zeros_(model[-1].weight)
+        model[-1].bias.data = torch.tensor(bias)
+    to_torchscript(second, tmp_path / "model.ts", PRE)
+    (parity,) = check_parity(first, {"torchscript": tmp_path / "model.ts"}, lambda: noise(16, 4))
+    assert parity.max_probability_difference < TOLERANCE
+    assert parity.label_agreement == 0
+    assert not parity.passed
 
 
 def test_parity_fails_where_the_network_answers_nan(tiny):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 from rich.console import Console
 
@@ -12,14 +13,23 @@ from autoft.search.events import Event, Kind
 HOSTILE = "[/red]\x1b[2J\x07é[bold]"
 
 
-def console(*, terminal: bool, file: io.StringIO | None = None) -> Console:
-    file = file or io.StringIO()
+def console(file: io.StringIO, *, terminal: bool) -> Console:
     return Console(file=file, force_terminal=terminal, width=120, color_system=None)
 
 
 def trial(number: int, backbone: str = "resnet18") -> list[Event]:
-    start = {"backbone": backbone, "strategy": "freeze", "head": "linear", "epochs": 8}
-    end = {"status": "done", "score": 0.5 + number / 100, "seconds": 3.0, "error": ""}
+    start: dict[str, Any] = {
+        "backbone": backbone,
+        "strategy": "freeze",
+        "head": "linear",
+        "epochs": 8,
+    }
+    end: dict[str, Any] = {
+        "status": "done",
+        "score": 0.5 + number / 100,
+        "seconds": 3.0,
+        "error": "",
+    }
     return [
         event("trial_start", number=number, **start),
         event("epoch", number=number, epoch=3, epochs=8, score=0.25),
@@ -33,14 +43,15 @@ def event(kind: Kind, at: float = 1.0, **data: object) -> Event:
 
 def shown(events: list[Event], *, terminal: bool, budget: float | None = 900.0) -> str:
     """Return what the view leaves on the screen (terminal) or in the log while it is entered."""
-    made = console(terminal=terminal)
+    file = io.StringIO()
+    made = console(file, terminal=terminal)
     with LiveView(budget, made) as view:
         for happened in events:
             view(happened)
         if terminal:
-            made.file.truncate(0)
-            made.print(view._table())
-        return made.file.getvalue()
+            file.truncate(0)
+            made.print(view.table())
+        return file.getvalue()
 
 
 def test_terminal_table_shows_trials_best_and_time_left() -> None:
@@ -54,6 +65,18 @@ def test_terminal_table_shows_trials_best_and_time_left() -> None:
     assert [cell.strip() for cell in done.split("│")[1:-1]] == [
         "3", "resnet18", "freeze", "linear", "3/8", "0.5300", "done",
     ]  # fmt: skip
+
+
+def test_narrow_terminal_shortens_names_and_never_numbers() -> None:
+    file = io.StringIO()
+    made = Console(file=file, force_terminal=True, width=72, color_system=None)
+    with LiveView(None, made) as view:
+        for happened in trial(3, backbone="mobilenetv4_conv_small.e2400_r224_in1k"):
+            view(happened)
+    lines = [line for line in file.getvalue().splitlines() if "mobilenetv4" in line]
+    assert max(map(len, lines)) <= 72
+    assert "…" in lines[-1]
+    assert all(cell in lines[-1] for cell in (" 3/8 ", " 0.5300 ", " done "))
 
 
 def test_table_keeps_to_the_last_trials() -> None:
@@ -106,11 +129,11 @@ def test_slow_epochs_give_a_sign_of_life() -> None:
 
 def test_event_that_cannot_be_shown_ends_the_view_and_not_the_search() -> None:
     for terminal in (True, False):
-        made = console(terminal=terminal)
-        with LiveView(60.0, made) as view:
+        file = io.StringIO()
+        with LiveView(60.0, console(file, terminal=terminal)) as view:
             view(event("scan", found=3))
             view(event("note", text="goes on"))
-        text = made.file.getvalue()
+        text = file.getvalue()
         assert text.count("The view stopped (KeyError") == 1
         if terminal:
             assert text.rstrip().endswith("the search goes on.")
@@ -118,7 +141,7 @@ def test_event_that_cannot_be_shown_ends_the_view_and_not_the_search() -> None:
 
 def test_lost_terminal_does_not_end_the_search() -> None:
     file = io.StringIO()
-    with LiveView(60.0, console(terminal=False, file=file)) as view:
+    with LiveView(60.0, console(file, terminal=False)) as view:
         file.close()
         view(event("note", text="nobody reads this"))
         view(event("note", text="nor this"))

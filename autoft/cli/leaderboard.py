@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from autoft.cli.text import clean, columns, number
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 EPILOG = """\
 Examples:
@@ -21,6 +23,9 @@ Examples:
 It reads what is on the disk, so it can be asked while the search is running."""
 
 COLUMNS = ("rank", "trial", "score", "backbone", "strategy", "head", "epochs", "seconds", "status")
+LESS = ("epochs", "seconds")
+WIDE = 100
+"""Characters that a terminal needs to show all columns; a narrower one does without LESS."""
 
 
 def leaderboard(
@@ -33,9 +38,13 @@ def leaderboard(
     """Show the finished trials of a run, best first."""
     from autoft.api import load
 
-    rows = load(run).leaderboard()
+    found = load(run)
+    rows = found.leaderboard()
     if csv_file:
-        _write(rows, csv_file)
+        from autoft.report.tables import write_leaderboard
+        from autoft.search.folder import RunFolder
+
+        write_leaderboard(csv_file, RunFolder(found.path).trials())
         typer.echo(f"{len(rows)} trials written to {clean(csv_file)}.")
         return
     if not rows:
@@ -48,34 +57,39 @@ def leaderboard(
 
 def show(rows: list[dict[str, Any]]) -> None:
     """Print rows as a table on a terminal, as aligned plain columns elsewhere."""
-    cells = [[_cell(name, row[name]) for name in COLUMNS] for row in rows]
     if not sys.stdout.isatty():
-        typer.echo("\n".join(columns([list(COLUMNS), *cells])))
+        typer.echo("\n".join(columns([list(COLUMNS), *(_cells(row, COLUMNS) for row in rows)])))
         return
     from rich.console import Console
+
+    console = Console()
+    names = [name for name in COLUMNS if console.width >= WIDE or name not in LESS]
+    console.print(_table(rows, names))
+
+
+def _table(rows: list[dict[str, Any]], names: Sequence[str]) -> Table:
+    from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(header_style="bold")
-    for name in COLUMNS:
-        right = name in ("rank", "trial", "score", "epochs", "seconds")
-        table.add_column(name, justify="right" if right else "left", overflow="fold")
-    for line in cells:
-        table.add_row(*map(Text, line))
-    Console().print(table)
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold")
+    for name in names:
+        # Where the terminal is narrow the names are folded, never the numbers.
+        rigid = name not in ("backbone", "strategy", "head")
+        justify: Literal["left", "right"] = "right" if rigid and name != "status" else "left"
+        table.add_column(name, justify=justify, overflow="fold", no_wrap=rigid)
+    for row in rows:
+        table.add_row(*map(Text, _cells(row, names)))
+    return table
+
+
+def _cells(row: dict[str, Any], names: Sequence[str]) -> list[str]:
+    return [_cell(name, row[name]) for name in names]
 
 
 def _cell(name: str, value: Any) -> str:
     if name == "score":
         return number(value)
-    return "-" if value is None else clean(value)
-
-
-def _write(rows: list[dict[str, Any]], path: Path) -> None:
-    from autoft.data.cache import write_bytes_atomic
-
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_bytes_atomic(path, text.getvalue().encode())
+    if name == "seconds":
+        return f"{value:.1f}"
+    return clean(value)

@@ -99,7 +99,7 @@ class LiveView:
         if self._console.is_terminal:
             self._live = Live(
                 console=self._console,
-                get_renderable=self._table,
+                get_renderable=self.table,
                 refresh_per_second=2,
                 transient=True,
             )
@@ -170,14 +170,17 @@ class LiveView:
             self._said[topic] = event.seconds
         return news
 
-    def _table(self) -> Group:
+    def table(self) -> Group:
+        """Return what a terminal shows now: one line of state above the last trials."""
         with self._lock:
             rows = list(self._state.rows.values())
             header = self._header()
         table = Table(header_style="bold", expand=False)
         for name in ("trial", "backbone", "strategy", "head", "epoch", "score", "state"):
             right = name in ("trial", "epoch", "score")
-            table.add_column(name, justify="right" if right else "left", no_wrap=True)
+            # Where the terminal is narrow the names give way, never the numbers.
+            rigid = name not in ("backbone", "strategy", "head")
+            table.add_column(name, justify="right" if right else "left", no_wrap=rigid)
         for row in rows[-ROWS:]:
             table.add_row(*row.cells())
         return Group(header, table) if rows else Group(header)

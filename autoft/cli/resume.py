@@ -24,7 +24,7 @@ Examples:
 def resume(
     run: Annotated[Path, typer.Argument(help="Run folder.", metavar="RUN")], **flags: Any
 ) -> None:
-    """Go on with a search that was stopped, or give a finished one more time."""
+    """Go on with a search that was stopped; what it has spent of its time counts."""
     from autoft.search.folder import open_run
     from autoft.search.settings import read_settings
 

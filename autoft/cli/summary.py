@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ def show(folder: Path, started: float) -> None:
     if (folder / RESULT).stat().st_mtime < started:
         typer.echo(
             "This search had already finished: nothing was trained, and this is its result. "
-            "More --time or --trials goes on with it, another --out starts anew."
+            "Another --out starts a new one."
         )
     rows = run.leaderboard()
     if rows:
@@ -34,13 +35,17 @@ def show(folder: Path, started: float) -> None:
 
 def _lines(folder: Path, result: Mapping[str, Any]) -> list[str]:
     winner, trials, baseline = result["winner"], result["trials"], result["baseline"]
-    metric, path = clean(result["metric"]), clean(folder)
+    metric, path = clean(result["metric"]), clean(shlex.quote(str(folder)))
     parts = (winner["backbone"], winner["strategy"], winner["head"])
     backbone, strategy, head = map(clean, parts)
     return [
         f"Winner: trial {winner['trial']}, backbone {backbone}, strategy {strategy}, head {head}.",
         f"Test {metric}: {interval(result['test'])}",
-        f"Baseline {clean(baseline['name'])}: {interval(baseline['test'])}",
+        *(
+            [f"Baseline {clean(baseline['name'])}: {interval(baseline['test'])}"]
+            if baseline
+            else []
+        ),
         f"Trials: {trials['done']} done, {trials['stopped']} stopped early, "
         f"{trials['failed']} failed, in {duration(result['seconds'])}.",
         f"Model: {clean(folder / 'best')}",
@@ -49,8 +54,10 @@ def _lines(folder: Path, result: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def interval(test: Mapping[str, Any]) -> str:
+def interval(test: Mapping[str, Any] | None) -> str:
     """Return `0.934 (95 % interval 0.914 to 0.950, 736 images)`."""
+    if test is None:
+        return "not measured, there is no test part"
     low, high = f"{test['low']:.3f}", f"{test['high']:.3f}"
     return f"{test['value']:.3f} (95 % interval {low} to {high}, {test['n']:,} images)"
 

@@ -147,7 +147,7 @@ from PIL import Image, ImageOps
 session = onnxruntime.InferenceSession("model.onnx")
 meta = session.get_modelmeta().custom_metadata_map
 classes, pre = json.loads(meta["autoft.classes"]), json.loads(meta["autoft.preprocess"])
-image = Image.open(sys.argv[1]).convert("RGBA")
+image = ImageOps.exif_transpose(Image.open(sys.argv[1])).convert("RGBA")
 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
 method = Image.Resampling[pre["interpolation"].upper()]
 image = ImageOps.fit(image, (pre["resize"], pre["resize"]), method)

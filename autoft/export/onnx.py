@@ -16,7 +16,7 @@ from torch import nn
 from autoft.data.cache import write_bytes_atomic
 from autoft.errors import MachineError
 from autoft.export.pt2 import exporting, quiet, to_program
-from autoft.export.runtime import CLASSES, PREPROCESS, messages
+from autoft.export.runtime import CLASSES, PREPROCESS
 from autoft.values import Preprocess
 
 # A protobuf message ends at 2 GiB; 32 MiB are left for the graph beside the weights.
@@ -53,10 +53,6 @@ def to_onnx(model: nn.Module, path: Path, pre: Preprocess, metadata: Mapping[str
         if program is None:
             raise RuntimeError("torch.onnx.export returned no program")
         proto = program.model_proto
-        for message in messages(proto):
-            # The exporter leaves stack traces there, with the paths of this machine.
-            if "metadata_props" in message.DESCRIPTOR.fields_by_name:
-                message.ClearField("metadata_props")
         onnx.helper.set_model_props(proto, dict(metadata))
         content = proto.SerializeToString()
     write_bytes_atomic(path, content)

@@ -52,7 +52,7 @@ def to_program(model: nn.Module, pre: Preprocess) -> ExportedProgram:
     for module in program.graph_module.modules():
         if isinstance(module, GraphModule):
             for node in module.graph.nodes:
-                # Where the source lies on this machine is nobody's business.
+                # The files would say where the source lies on this machine.
                 node.meta.pop("stack_trace", None)
     return program
 

@@ -163,7 +163,7 @@ def write_csv(
     write_bytes_atomic(path, text.getvalue().encode("utf-8", "backslashreplace"))
 
 
-def messages(message: Message) -> Iterator[Any]:
+def _messages(message: Message) -> Iterator[Any]:
     """Yield a protobuf message and all inside it, without looking into tensors."""
     yield message
     if isinstance(message, onnx.TensorProto):
@@ -171,7 +171,7 @@ def messages(message: Message) -> Iterator[Any]:
     for field, value in message.ListFields():
         if field.message_type is not None:
             for part in (value,) if isinstance(value, Message) else value:
-                yield from messages(part)
+                yield from _messages(part)
 
 
 def _inert(text: str) -> str:
@@ -204,7 +204,7 @@ def _inspect(file: Path, content: bytes) -> tuple[tuple[str, ...], Preprocess]:
         raise DataError(
             f"{file} is no ONNX file, or it is damaged ({error}). Export it again."
         ) from error
-    for part in messages(model):
+    for part in _messages(model):
         if isinstance(part, onnx.TensorProto) and (
             part.data_location == onnx.TensorProto.EXTERNAL or part.external_data
         ):

@@ -6,7 +6,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from autoft.search.configs import Space
 from autoft.training.job import Outcome, Precision, Ranked, TrialJob
 from autoft.values import TrialConfig
 
@@ -29,7 +28,6 @@ class Budget:
     deadline: float
     max_trials: int | None
     ranked: Mapping[str, Ranked]
-    space: Space
     train_images: int
     validation_images: int
     began: float = field(default_factory=time.time)

@@ -23,6 +23,9 @@ from autoft.search.events import Event
 from autoft.search.settings import Settings
 from autoft.values import TrialResult
 
+FORMAT = 1  # of the run folder, raised when an older autoft could not read it
+RESULT = "result.json"
+
 
 @dataclass(frozen=True)
 class RunFolder:

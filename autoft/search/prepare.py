@@ -50,40 +50,36 @@ class Data:
         return Part(self.catalog.rows()[chosen], self.catalog.labels()[chosen])
 
 
-def read_data(settings: Settings, folder: RunFolder, emit: Emit) -> Data:
-    """Scan, decode once and split the data set; a split that the run has is kept.
+def read_headers(settings: Settings, emit: Emit) -> Catalog:
+    """Find the images and their labels.
 
     Raises:
-        DataError: there is nothing to train on, or the data changed since the run began.
+        DataError: there is nothing to train on.
     """
     emit("phase", name="scan", text=f"reading {settings.dataset}")
+    return read_catalog(
+        settings.dataset,
+        lambda done, total: emit("progress", text="reading headers", done=done, total=total),
+    )
 
-    def headers(done: int, total: int) -> None:
-        emit("progress", text="reading headers", done=done, total=total)
 
-    def decoding(done: int, total: int) -> None:
-        emit("progress", text="decoding", done=done, total=total)
+def decode(settings: Settings, folder: RunFolder, catalog: Catalog, emit: Emit) -> Data:
+    """Decode every image once and split them; a split that the run has is kept.
 
-    catalog = read_catalog(settings.dataset, headers)
+    Raises:
+        DataError: too many images are damaged, or the data changed since the run began.
+    """
     image_size = settings.image_size or default_image_size(catalog)
-    store, bad = open_store(catalog, round(image_size / CROP), progress=decoding)
+    store, bad = open_store(
+        catalog,
+        round(image_size / CROP),
+        progress=lambda done, total: emit("progress", text="decoding", done=done, total=total),
+    )
     fingerprint = catalog.fingerprint()
     catalog = catalog.without(bad)
     check_bad(catalog)
     check_classes(catalog)
-    known = folder.read_json("catalog.json")
-    if known is not None and known["fingerprint"] != fingerprint:
-        raise errors.DataError(
-            f"{settings.dataset} changed since {folder.path} was begun. Start a new run with "
-            f"another --out, or restore the images."
-        )
-    folder.write_json("catalog.json", {**catalog.to_json(), "fingerprint": fingerprint})
-    path = folder.path / "split.csv"
-    if path.exists():
-        split = read_split(path, catalog)
-    else:
-        split = make_split(catalog, settings.seed)
-        write_split(path, catalog, split)
+    split = _split(settings, folder, catalog, fingerprint)
     emit(
         "scan",
         found=len(catalog.items) + len(catalog.excluded),
@@ -98,27 +94,45 @@ def read_data(settings: Settings, folder: RunFolder, emit: Emit) -> Data:
     return Data(catalog, split, store, image_size)
 
 
+def _split(settings: Settings, folder: RunFolder, catalog: Catalog, fingerprint: str) -> Split:
+    known = folder.read_json("catalog.json")
+    if known is not None and known["fingerprint"] != fingerprint:
+        raise errors.DataError(
+            f"{settings.dataset} changed since {folder.path} was begun. Start a new run with "
+            f"another --out, or restore the images."
+        )
+    folder.write_json("catalog.json", {**catalog.to_json(), "fingerprint": fingerprint})
+    path = folder.path / "split.csv"
+    if path.exists():
+        return read_split(path, catalog)
+    split = make_split(catalog, settings.seed)
+    write_split(path, catalog, split)
+    return split
+
+
 def default_image_size(catalog: Catalog) -> int:
     """Return the usual size, or less where the images themselves are smaller."""
     enlarged = -(-int(catalog.short_side / CROP) // STEP) * STEP
     return min(USUAL_SIZE, max(SMALLEST, enlarged))
 
 
-def choose_sources(settings: Settings, described: Described, device: str) -> dict[str, Source]:
-    """Return the backbones to choose among: those asked for, those in --weights, or a tier.
+def local_sources(settings: Settings) -> tuple[dict[str, Source], list[str]]:
+    """Return the backbones in --weights by label, and what was left out there and why.
 
     Raises:
-        UsageError: --weights holds none, or a name is ambiguous.
+        UsageError: --weights holds none.
     """
-    local: dict[str, Source] = {}
-    if settings.weights:
-        local, _ = in_folder(Path(settings.weights))
-    if settings.backbones:
-        chosen = {spec: resolve(spec, local) for spec in settings.backbones}
-        return {source.label: source for source in chosen.values()}
-    if local:
-        return local
-    tier = default_tier(device, settings.time)
+    return in_folder(Path(settings.weights)) if settings.weights else ({}, [])
+
+
+def asked_sources(settings: Settings, local: Mapping[str, Source]) -> dict[str, Source]:
+    """Return the backbones that were asked for by name."""
+    return {spec: replace(resolve(spec, local), label=spec) for spec in settings.backbones}
+
+
+def tier_sources(described: Described, device: str, seconds: float) -> dict[str, Source]:
+    """Return the backbones of the size that fits the device and the time."""
+    tier = default_tier(device, seconds)
     names = [name for name, each in described.tiers.items() if each == tier]
     return {name: resolve(name, {}) for name in names}
 
@@ -130,21 +144,12 @@ def default_tier(device: str, seconds: float) -> str:
     return "small" if seconds < LONG else "base"
 
 
-def check_asked(settings: Settings, sources: Mapping[str, Source], size: int, call: Call) -> None:
-    """Build what was asked for by name, without weights, so that a wrong name fails at once.
-
-    Raises:
-        AutoftError: the first that cannot be, with the closest known name.
-    """
-    if not settings.backbones:
-        return
-    try:
-        call(tasks.check, tuple(sources.values()), size)
-    except UsageError as error:
-        local = in_folder(Path(settings.weights))[0] if settings.weights else {}
-        hints = "".join(suggest(name, local) for name in settings.backbones if name not in local)
-        known = hints if "Did you mean" not in str(error) else ""
-        raise UsageError(f"{error}{known}") from error
+def with_hint(error: UsageError, settings: Settings, local: Mapping[str, Source]) -> UsageError:
+    """Return `error` with the closest backbone here that the user may have meant."""
+    if "Did you mean" in str(error):
+        return error
+    hints = [suggest(name, local) for name in settings.backbones if name not in local]
+    return UsageError(f"{error}{''.join(hints)}")
 
 
 def rank(settings: Settings, setup: Setup, call: Call, emit: Emit) -> tuple[Setup, list[Ranked]]:
@@ -171,8 +176,15 @@ def rank(settings: Settings, setup: Setup, call: Call, emit: Emit) -> tuple[Setu
         usable = [_rank_one(FROM_SCRATCH, setup, call, emit)]
     if usable[0].error:
         raise MachineError(usable[0].error)
+    folder = RunFolder(setup.folder)
+    folder.write_json("sources.json", {k: v.to_json() for k, v in setup.sources.items()})
     near = [each for each in usable if each.probe >= usable[0].probe - BEHIND]
     return replace(setup, sources={e.label: setup.sources[e.label] for e in usable}), near
+
+
+def known_sources(folder: RunFolder) -> dict[str, Source]:
+    """Return the backbones that a run was made with."""
+    return {k: Source(**v) for k, v in (folder.read_json("sources.json") or {}).items()}
 
 
 def _rank_one(label: str, setup: Setup, call: Call, emit: Emit) -> Ranked:

@@ -37,7 +37,7 @@ Plugin = Callable[..., object]
 def check_returns_backbone(
     plugin: Plugin, *, image_size: int = SMALL, pretrained: bool = False
 ) -> None:
-    """A backbone plugin called with `pretrained` returns an autoft.Backbone, its module an nn.Module."""
+    """A backbone plugin called with `pretrained` returns an autoft.Backbone with an nn.Module."""
     module = build(plugin, image_size, pretrained=pretrained).module
     if not isinstance(module, nn.Module):
         raise AssertionError(

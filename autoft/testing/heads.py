@@ -68,7 +68,14 @@ def check_rows_are_scored_alone(plugin: Head) -> None:
     head = _build(plugin, NUM_CLASSES[0]).eval()
     features = _features()
     with torch.no_grad():
-        together, alone = head(features), head(features[:1])
+        together = head(features)
+        try:
+            alone = head(features[:1])
+        except (RuntimeError, ValueError) as error:
+            raise AssertionError(
+                f"In eval mode the head cannot score a batch of 1: {error} Make it depend on each "
+                f"row alone."
+            ) from error
     difference = float((together[:1] - alone).abs().max())
     if not difference <= TOLERANCE * max(1.0, float(together.abs().max())):
         raise AssertionError(

@@ -52,7 +52,7 @@ def choose(
     return candidates[index], rates[index], max(rates[:2])
 
 
-@torch.inference_mode()
+@torch.no_grad()  # inference_mode would leave converted weights that cannot be trained
 def _images_per_second(
     module: nn.Module, image_size: int, device: torch.device, precision: Precision
 ) -> float:

@@ -24,11 +24,6 @@ class Seat:
     device: str
     job: TrialJob | None = field(default=None)
 
-    def replace_worker(self) -> None:
-        """End the worker and start another in its place."""
-        self.worker.kill()
-        self.worker = Worker()
-
 
 def run_trials(director: Director, setup: Setup, seats: Sequence[Seat]) -> None:
     """Run the director's trials until it has no more, or was told to stop.
@@ -48,7 +43,7 @@ def run_trials(director: Director, setup: Setup, seats: Sequence[Seat]) -> None:
     for seat in seats:
         if seat.job is not None:
             seat.job = None
-            seat.replace_worker()
+            seat.worker.restart()
 
 
 def _give(director: Director, seat: Seat, setup: Setup) -> None:
@@ -65,7 +60,7 @@ def _look(director: Director, seat: Seat) -> None:
         _handle(director, seat, job, message)
         message = seat.worker.receive(0.0) if seat.job is job else None
     if seat.job is job and time.time() > job.deadline + GRACE:
-        seat.replace_worker()
+        seat.worker.restart()
         _end(director, seat, Outcome(job.number, "failed", error="it hung past its deadline"))
 
 
@@ -75,7 +70,7 @@ def _handle(director: Director, seat: Seat, job: TrialJob, message: Message) -> 
     elif message.kind == "result":
         _end(director, seat, message.content)
     elif message.kind == "died":
-        seat.replace_worker()
+        seat.worker.restart()
         _end(director, seat, Outcome(job.number, "failed", error=str(message.content)))
     elif message.kind in {"error", "bug"}:
         _end(director, seat, Outcome(job.number, "failed", error=str(message.content)[-500:]))

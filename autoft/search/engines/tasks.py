@@ -31,6 +31,14 @@ class Described:
 
 
 @dataclass(frozen=True)
+class Begun:
+    """What a worker found first of all: devices to run on, and what is installed."""
+
+    devices: tuple[str, ...]
+    described: Described
+
+
+@dataclass(frozen=True)
 class Names:
     """Which plugins are asked for by name, and which are merely installed."""
 
@@ -40,7 +48,20 @@ class Names:
     asked_heads: bool
 
 
-def devices(link: Link, device: str) -> tuple[str, ...]:
+def begin(
+    link: Link, device: str, names: Names, asked: Sequence[Source], image_size: int
+) -> Begun:
+    """Find devices and plugins, and build what was asked for by name, before data is decoded.
+
+    Raises:
+        AutoftError: the first thing that was asked for and cannot be had.
+    """
+    found = Begun(devices(device), describe(names))
+    check(asked, image_size)
+    return found
+
+
+def devices(device: str) -> tuple[str, ...]:
     """Return the torch devices that `--device` means, one worker each.
 
     Raises:
@@ -63,7 +84,7 @@ def devices(link: Link, device: str) -> tuple[str, ...]:
     return tuple(f"cuda:{index}" for index in wanted)
 
 
-def describe(link: Link, names: Names) -> Described:
+def describe(names: Names) -> Described:
     """Read the signatures of strategies and heads; a broken one that nobody asked for is noted.
 
     Raises:
@@ -144,8 +165,8 @@ def _tiers() -> dict[str, str]:
     return tiers
 
 
-def check(link: Link, sources: Sequence[Source], image_size: int) -> None:
-    """Build every backbone that was asked for by name, without weights, before data is read.
+def check(sources: Sequence[Source], image_size: int) -> None:
+    """Build every backbone that was asked for by name, without weights.
 
     Raises:
         AutoftError: the first that cannot be, with the reason.

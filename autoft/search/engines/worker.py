@@ -39,6 +39,9 @@ class Worker:
     """A process of ours and the pipe to it; owns both."""
 
     def __init__(self) -> None:
+        self._start()
+
+    def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(
@@ -88,6 +91,11 @@ class Worker:
         self._pipe.close()
         self._process.join(STOPPED_WITHIN)
         self._process.kill()
+
+    def restart(self) -> None:
+        """End the process at once and start another in its place."""
+        self.kill()
+        self._start()
 
     def kill(self) -> None:
         """End the process at once, whatever it does."""

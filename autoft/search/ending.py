@@ -1,0 +1,130 @@
+"""The end of a search: the winner is finished by a worker, and what the run found is written."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict
+from typing import Any
+
+from autoft.errors import Interrupted
+from autoft.report.tables import write_leaderboard, write_predictions
+from autoft.search.director import Director
+from autoft.search.engines import tasks
+from autoft.search.engines.worker import Worker
+from autoft.search.folder import RESULT, RunFolder
+from autoft.search.jobs import Finished, FinishJob
+from autoft.search.prepare import Data
+from autoft.search.session import Session
+from autoft.search.study import write_view
+from autoft.selection import winner
+from autoft.selection.regime import Regime
+from autoft.training.job import Setup
+from autoft.training.metrics import probabilities
+from autoft.values import TrialResult
+
+
+def end(
+    session: Session,
+    director: Director,
+    worker: Worker,
+    setup: Setup,
+    data: Data,
+    regime: Regime,
+) -> None:
+    """Choose the winner, finish it, and write what the run found."""
+    write_leaderboard(session.folder.path / "leaderboard.csv", director.results)
+    if director.cancelled:
+        best = winner.usable(director.results)
+        kept = f"the best so far is trial {best[0].number}" if best else "no trial had ended"
+        raise Interrupted(
+            f"Stopped; {kept}. `autoft resume {session.folder.path}` goes on, `autoft export "
+            f"{session.folder.path}` writes the best so far."
+        )
+    best_trial = winner.choose(director.results)
+    session.emit("phase", name="finish", text=f"finishing trial {best_trial.number}")
+    job = FinishJob(
+        best_trial,
+        director.baseline(),
+        data.part(data.split.test),
+        tuple(session.settings.export),
+        session.folder.best.resolve(),
+        data.split.hash,
+    )
+    finished: Finished = session.call(worker, tasks.finish, setup, job)
+    for note in finished.notes:
+        session.emit("note", text=note)
+    _write_predictions(session.folder, data, finished)
+    view = session.folder.path / "study.db"
+    write_view(view, director.space, director.results, session.folder.path.name)
+    result = _result(session, director, data, regime, job, finished)
+    session.folder.write_json(RESULT, result)
+    session.emit("finish", again=False, **result)
+
+
+def _write_predictions(folder: RunFolder, data: Data, finished: Finished) -> None:
+    parts = {
+        "validation": (data.split.validation, finished.validation_logits),
+        "test": (data.split.test, finished.test_logits),
+    }
+    for name, (indices, logits) in parts.items():
+        if logits is not None:
+            items = [data.catalog.items[index] for index in indices]
+            write_predictions(
+                folder.path / "predictions" / f"{name}.csv",
+                [item.path for item in items],
+                [item.label for item in items],
+                data.catalog.classes,
+                probabilities(logits),
+            )
+
+
+def _result(
+    session: Session,
+    director: Director,
+    data: Data,
+    regime: Regime,
+    job: FinishJob,
+    finished: Finished,
+) -> dict[str, Any]:
+    """Return what `result.json` holds; its keys are documented in docs/run-folder.md."""
+    statuses = [result.status for result in director.results]
+    config = job.winner.config
+    return {
+        "metric": session.settings.metric,
+        "score": finished.validation.value,
+        "validation": asdict(finished.validation),
+        "test": asdict(finished.test) if finished.test else None,
+        "baseline": _baseline(job.baseline, finished),
+        "winner": {
+            "trial": job.winner.number,
+            "backbone": config.backbone.name,
+            "strategy": config.strategy.name,
+            "head": config.head.name,
+            "params": config.answers(),
+        },
+        "trials": {status: statuses.count(status) for status in ("done", "stopped", "failed")},
+        "seconds": round(session.spent + time.monotonic() - session.began, 1),
+        "regime": {**asdict(regime), "text": regime.text},
+        "backbones": _considered(session.folder),
+        "classes": list(data.catalog.classes),
+        "artifact": "best",
+        "parity": list(finished.parity),
+        "split": data.split.hash,
+        "versions": json.loads((job.out / "model.json").read_text("utf-8"))["versions"],
+    }
+
+
+def _baseline(baseline: TrialResult | None, finished: Finished) -> dict[str, Any] | None:
+    if baseline is None:
+        return None
+    config = baseline.config
+    test = asdict(finished.baseline_test) if finished.baseline_test else None
+    name = f"{config.strategy.name} + {config.head.name} on {config.backbone.name}"
+    return {"name": name, "trial": baseline.number, "score": baseline.score, "test": test}
+
+
+def _considered(folder: RunFolder) -> dict[str, float | None]:
+    """Return the probe score of every backbone that was considered; None: it could not be had."""
+    seen = [event for event in folder.events() if event["kind"] == "backbone"]
+    return {event["name"]: event["score"] for event in seen}
