@@ -2,7 +2,7 @@
 
 A keyword-only parameter annotated with a range is searched; one without a range is a fixed option:
 
-    def mlp(num_features, num_classes, *, hidden: Annotated[int, Int(64, 1024, log=True)] = 256): ...
+A keyword-only parameter annotated with a range is searched, one without is a fixed option:
 """
 
 from __future__ import annotations

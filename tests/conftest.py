@@ -6,7 +6,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 # Before anything imports huggingface_hub, which reads it once.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -31,4 +33,35 @@ def shared_root() -> Path:
     root = Path(os.environ.get("AUTOFT_SHARED", beside))
     if not (root / "data").is_dir() or not (root / "weights").is_dir():
         pytest.skip(f"{root} holds no data and weights; set AUTOFT_SHARED to a folder that does")
+    return root
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder of 3 x 40 generated images, whose classes are told apart by colour."""
+    root = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for label, colour in {
+        "red": (200, 60, 60),
+        "green": (60, 180, 60),
+        "blue": (60, 60, 200),
+    }.items():
+        (root / label).mkdir()
+        for index in range(40):
+            pixels = rng.normal(colour, 60, (48, 56, 3)).clip(0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(root / label / f"{index:02d}.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a --weights folder with two small networks whose weights are random but fixed."""
+    import timm
+    import torch
+
+    root = tmp_path_factory.mktemp("weights")
+    for seed, name in enumerate(["test_resnet", "test_byobnet"]):
+        torch.manual_seed(seed)
+        model = timm.create_model(name, num_classes=10)
+        timm.models.save_for_hf(model, root / f"{name}.fixed", safe_serialization=True)
     return root

@@ -166,8 +166,10 @@ def test_weights_of_a_file_reach_the_backbone(tmp_path) -> None:
     backbone = timm.create_model("test_resnet", num_classes=0)
     assert load_weights(backbone, file) == ["fc.bias", "fc.weight"]
     assert torch.equal(backbone.conv1[0].weight, donor.conv1[0].weight)
-    torch.save({"state_dict": {f"module.{k}": v for k, v in donor.state_dict().items()}},
-               tmp_path / "wrapped.pth")
+    torch.save(
+        {"state_dict": {f"module.{k}": v for k, v in donor.state_dict().items()}},
+        tmp_path / "wrapped.pth",
+    )
     assert len(load_weights(backbone, tmp_path / "wrapped.pth")) == 2
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from itertools import pairwise
 
 import pytest
 
@@ -34,8 +35,8 @@ def test_full_has_the_same_two_ends_at_every_depth(stages) -> None:
     rates = freezing.full(stages, 0.0)
     assert rates[-1] == 1.0
     assert rates[0] == pytest.approx(0.1 if stages > 1 else 1.0)
-    ratios = [b / a for a, b in zip(rates, rates[1:], strict=False)]
-    assert ratios == pytest.approx([ratios[0]] * len(ratios)) if ratios else True
+    ratios = [b / a for a, b in pairwise(rates)]
+    assert ratios == pytest.approx(ratios[:1] * len(ratios))
 
 
 def test_gradual_thaws_from_the_last_stage_down() -> None:

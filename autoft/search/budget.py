@@ -10,6 +10,7 @@ from autoft.training.job import Outcome, Precision, Ranked, TrialJob
 from autoft.values import TrialConfig
 
 HEAD_ROUNDS = 4  # how often a head-only trial is scored while it trains
+FIRST_SECONDS = 120.0  # that the first trial may take, however little time is left
 HEAD_SECONDS = 4.0  # what one is expected to take before one was seen
 MAX_EPOCHS = 20
 MIN_STEPS = 300  # a full trial of a small data set gets at least so many optimiser steps
@@ -33,6 +34,7 @@ class Budget:
     began: float = field(default_factory=time.time)
     _pace: float = 1.0
     _head_seconds: float = HEAD_SECONDS
+    _first: bool = True
 
     def left(self) -> float:
         """Return the seconds until the last trial must have ended."""
@@ -40,19 +42,26 @@ class Budget:
 
     def allows_another(self, trials: int) -> bool:
         """Tell whether another trial may start after `trials` of them."""
+        if trials == 0:
+            return True  # the linear probe is always trained, so that there is always a model
         return self.left() > 0 and (self.max_trials is None or trials < self.max_trials)
 
     def epochs(self, config: TrialConfig, trains_backbone: bool) -> int:
         """Return the number of epochs for `config`; 0 where it would not fit."""
         if not trains_backbone:
-            return HEAD_ROUNDS if self.left() > self._head_seconds else 0
+            affordable = self._first or self.left() > self._head_seconds
+            return HEAD_ROUNDS if affordable else 0
         return min(self._full_epochs(config), int(self.left() / self._epoch_seconds(config)))
 
     def job(self, number: int, config: TrialConfig, epochs: int) -> TrialJob:
         """Return the job of a trial, with its deadline and its backbone's best number format."""
         ranked = self.ranked.get(config.backbone.name)
         precision = ranked.precision if ranked else Precision()
-        return TrialJob(number, config, epochs, self.deadline, precision)
+        deadline = (
+            max(self.deadline, time.time() + FIRST_SECONDS) if self._first else self.deadline
+        )
+        self._first = False
+        return TrialJob(number, config, epochs, max(self.deadline, least), precision)
 
     def learn(self, job: TrialJob, outcome: Outcome, trains_backbone: bool) -> None:
         """Correct the expectation by what a trial really took."""

@@ -23,7 +23,7 @@ Kind = Literal[
 
 @dataclass(frozen=True)
 class Event:
-    """One thing that happened, `seconds` after the command began."""
+    """One thing that happened, `seconds` after the command began (`at` in the file)."""
 
     kind: Kind
     seconds: float

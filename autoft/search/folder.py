@@ -75,7 +75,7 @@ class RunFolder:
 
     def append_event(self, event: Event) -> None:
         """Add one event to `events.jsonl`."""
-        data = {"kind": event.kind, "seconds": round(event.seconds, 3), **event.data}
+        data = {"at": round(event.seconds, 3), "kind": event.kind, **event.data}
         _append_line(self.path / "events.jsonl", data, sync=False)
 
     def events(self) -> list[dict[str, Any]]:

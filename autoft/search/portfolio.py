@@ -16,12 +16,13 @@ from autoft.values import Value
 
 Answers = dict[str, Value]
 
-PROBE: Answers = {"strategy": "head_only", "head": "linear"}
+PROBE: Answers = {"strategy": "head_only"}
 HEADS: tuple[Answers, ...] = (
     {"strategy": "head_only", "head": "norm_linear"},
     {"strategy": "head_only", "head": "cosine"},
     {"strategy": "head_only", "head": "mlp"},
 )
+USUAL_HEAD: Answers = {"head": "linear"}
 FULL: Answers = {"strategy": "full", "strategy.full.bottom": 0.1}
 LIGHT: Answers = {"strategy": "full", "strategy.full.bottom": 0.03, "train.lr": 2e-4}
 HIGH: Answers = {"strategy": "full", "strategy.full.bottom": 1.0, "train.lr": 1e-3}
@@ -51,17 +52,21 @@ def portfolio(space: Space, regime: Regime, ranked: Sequence[Ranked]) -> Iterato
     wanted: list[Answers] = [{**PROBE, "backbone": label} for label in order[:3]]
     wanted += [{**recipes[0], "backbone": order[0]}]
     wanted += [{**answers, "backbone": order[0]} for answers in HEADS[:1]]
-    wanted += [{**answers, "backbone": order[0]} for answers in _third_party(space, recipes[0])]
+    wanted += [{**answers, "backbone": order[0]} for answers in _third_party(space)]
     wanted += [{**recipes[0], "backbone": label} for label in order[1:2] if _close(ranked)]
     wanted += [{**answers, "backbone": order[0]} for answers in HEADS[1:]]
     wanted += [{**answers, "backbone": order[0]} for answers in recipes[1:]]
     for answers in wanted:
-        known_strategy = answers.get("strategy") in space.strategies
-        if known_strategy and answers.get("head", next(iter(space.heads))) in space.heads:
-            yield answers
+        given = answers if "head" in answers else answers | _usual_head(space)
+        if given["strategy"] in space.strategies and given.get("head", "") in {*space.heads, ""}:
+            yield given
 
 
-def _third_party(space: Space, recipe: Answers) -> Iterator[Answers]:
+def _usual_head(space: Space) -> Answers:
+    return USUAL_HEAD if USUAL_HEAD["head"] in space.heads else {}
+
+
+def _third_party(space: Space) -> Iterator[Answers]:
     """Every installed third-party strategy and head gets one early trial at its defaults."""
     for name, info in space.strategies.items():
         if not info.builtin:

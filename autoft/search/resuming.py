@@ -68,5 +68,5 @@ def spent(folder: RunFolder) -> float:
     for event in folder.events():
         if event["kind"] == "phase" and event.get("name") == "start":
             total, last = total + last, 0.0
-        last = max(last, float(event["seconds"]))
+        last = max(last, float(event["at"]))
     return total + last

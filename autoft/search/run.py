@@ -104,7 +104,7 @@ def _begin(session: Session) -> None:
     if folder.read_json("run.json") is None:
         meaning = {"format": FORMAT, "created": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
         folder.write_json("run.json", meaning | {"settings": settings.meaning()})
-    folder.write_settings(settings.model_copy(update={"out": str(folder.path)}))
+    folder.write_settings(settings.resolved().model_copy(update={"out": str(folder.path)}))
     session.emit("phase", name="start", text="starting")
 
 

@@ -12,10 +12,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from autoft.errors import UsageError, did_you_mean
 
+FORMATS = ("onnx", "torchscript", "pt2")
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 MAY_CHANGE = ("out", "time", "trials", "workers", "engine", "device", "export", "offline")
 """Settings that do not change what a trial means, so a resumed run may have others."""
@@ -45,6 +46,20 @@ def _split_names(names: object) -> object:
     return names
 
 
+def _check_device(text: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+(,\d+)*)?", text):
+        raise ValueError("write auto, cpu, cuda, cuda:0 or cuda:0,1")
+    return text
+
+
+def _check_formats(names: tuple[str, ...]) -> tuple[str, ...]:
+    for name in names:
+        if name not in FORMATS:
+            hint = did_you_mean(name, FORMATS)
+            raise ValueError(f"there is no format '{name}'.{hint} Known: {', '.join(FORMATS)}")
+    return names
+
+
 Names = Annotated[tuple[str, ...], BeforeValidator(_split_names)]
 
 
@@ -66,17 +81,30 @@ class Settings(BaseModel):
     metric: Literal["accuracy", "balanced_accuracy", "macro_f1"] = Field(
         "accuracy", description="What the search maximises on the validation part."
     )
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+(,\d+)*)?)$", description="Device.")
+    device: Annotated[str, AfterValidator(_check_device)] = Field(
+        "auto", description="auto, cpu, cuda, cuda:0 or cuda:0,1."
+    )
     workers: int | None = Field(None, ge=1, le=64, description="Trials at the same time.")
     engine: Literal["local", "ray"] = Field("local", description="Where trials run.")
     seed: int = Field(0, ge=0, description="Seed of the split, the search and the trials.")
     image_size: int | None = Field(None, ge=16, le=1024, description="Pixels per side.")
     offline: bool = Field(False, description="Never use the network.")
-    export: Names = Field(("onnx", "torchscript"), description="Formats: onnx, torchscript, pt2.")
+    export: Annotated[Names, AfterValidator(_check_formats)] = Field(
+        ("onnx", "torchscript"), description="Formats: onnx, torchscript, pt2."
+    )
 
     def meaning(self) -> dict[str, Any]:
         """Return the settings that decide what a trial means; a resumed run must agree on them."""
-        return self.model_dump(mode="json", exclude=set(MAY_CHANGE))
+        return self.resolved().model_dump(mode="json", exclude=set(MAY_CHANGE))
+
+    def resolved(self) -> Settings:
+        """Return the same settings with absolute paths, which mean the same from everywhere."""
+        paths = {
+            name: str(Path(value).resolve())
+            for name, value in (("dataset", self.dataset), ("weights", self.weights))
+            if value and not value.startswith("sample:")
+        }
+        return self.model_copy(update=paths)
 
 
 def read_settings(flags: Mapping[str, Any], config: Path | None = None) -> Settings:

@@ -227,8 +227,9 @@ def check_state_dict_round_trip(
         state = {name: value.contiguous() for name, value in backbone.module.state_dict().items()}
         other.load_state_dict(safetensors.torch.load(safetensors.torch.save(state)))
     except (RuntimeError, ValueError, AttributeError) as error:
+        reason = " ".join(str(error).split())
         raise AssertionError(
-            f"The state dict cannot be saved as safetensors and loaded again: {error} It must "
+            f"The state dict cannot be saved as safetensors and loaded again: {reason} It must "
             f"hold tensors only, none of which shares its memory with another."
         ) from error
     with torch.no_grad():

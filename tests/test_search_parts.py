@@ -1,0 +1,363 @@
+"""The parts of the search that need no training: settings, folder, halving, study, director."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+
+from autoft.errors import MachineError, UsageError
+from autoft.search import halving
+from autoft.search.budget import Budget
+from autoft.search.configs import Space, StrategyInfo
+from autoft.search.director import Director
+from autoft.search.folder import RunFolder, claim
+from autoft.search.portfolio import portfolio
+from autoft.search.settings import Settings, parse_time, read_settings
+from autoft.search.study import Study, write_view
+from autoft.selection import winner
+from autoft.selection.intervals import wilson
+from autoft.selection.regime import measure, size_class
+from autoft.space import Choice, Float, Int, Parameter
+from autoft.training.job import Outcome, Ranked, Report
+from autoft.values import Part, TrialConfig, TrialResult
+
+LR = Parameter("lr", Float(1e-5, 1e-2, log=True), 1e-3)
+HIDDEN = Parameter("hidden", Int(8, 64, log=True), 16)
+
+
+def make_space() -> Space:
+    return Space(
+        backbones=("a", "b"),
+        strategies={
+            "head_only": StrategyInfo((), False, True, True),
+            "full": StrategyInfo((Parameter("bottom", Float(0.01, 1), 0.1),), True, True, True),
+            "theirs": StrategyInfo((), True, True, False),
+        },
+        heads={"linear": (), "mlp": (HIDDEN,)},
+        tuning=(LR, Parameter("augment", Choice("none", "crop", "crop_flip"), "crop_flip")),
+        probing=(LR,),
+        augments=("none", "crop"),
+    )
+
+
+# --- settings ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90", 90), ("90s", 90), ("15m", 900), ("1.5h", 5400), ("1h30m", 5400)]
+)
+def test_a_time_is_read(text, seconds) -> None:
+    assert parse_time(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "soon", "5 minutes", "-3m", "0", "1x", "m"])
+def test_what_is_no_time_is_refused(text) -> None:
+    with pytest.raises(ValueError, match="time"):
+        parse_time(text)
+
+
+def test_flags_win_over_environment_over_file(tmp_path, monkeypatch) -> None:
+    file = tmp_path / "c.toml"
+    file.write_text('dataset = "d"\ntime = "5m"\nseed = 3\nheads = ["mlp"]\n')
+    monkeypatch.setenv("AUTOFT_TIME", "7m")
+    settings = read_settings({"seed": 9, "time": None}, file)
+    assert (settings.time, settings.seed, settings.heads) == (420.0, 9, ("mlp",))
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({}, "--dataset is not given"),
+        ({"dataset": "d", "time": "soon"}, "--time 'soon' cannot be used"),
+        ({"dataset": "d", "metric": "acuracy"}, "--metric 'acuracy'"),
+        ({"dataset": "d", "trails": 3}, "Did you mean 'trials'"),
+        ({"dataset": "d", "device": "tpu"}, "--device 'tpu'"),
+        ({"dataset": "d", "export": "onx"}, "Did you mean 'onnx'"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_one_sentence(flags, words) -> None:
+    with pytest.raises(UsageError, match=words) as caught:
+        read_settings(flags)
+    assert "\n" not in str(caught.value)
+
+
+def test_settings_survive_their_own_file(tmp_path) -> None:
+    settings = Settings(dataset='we"ird\\päth', time="15m", backbones="x,y", offline=True)
+    RunFolder(tmp_path).write_settings(settings)
+    assert read_settings({}, tmp_path / "config.toml") == settings
+
+
+# --- the run folder ---------------------------------------------------------------------------
+
+
+def result(number: int, score: float | None = 0.5, status: str = "done", **more) -> TrialResult:
+    config = more.pop("config", None) or make_space().default({}, number)
+    scores = more.pop("scores", () if score is None else (score,))
+    return TrialResult(number, config, status, scores, score, 1.0, 2.0, **more)
+
+
+def test_a_torn_last_line_is_cut_and_nothing_else_is_lost(tmp_path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.append_trial(result(0))
+    folder.append_trial(result(1))
+    truth = tmp_path / "trials.jsonl"
+    for cut in range(1, len(truth.read_bytes().splitlines(keepends=True)[1])):
+        torn = truth.read_bytes()[:-cut]
+        copy = tmp_path / str(cut)
+        copy.mkdir()
+        (copy / "trials.jsonl").write_bytes(torn)
+        other = RunFolder(copy)
+        assert [r.number for r in other.trials()] == [0]
+        other.append_trial(result(2))
+        assert [r.number for r in other.trials()] == [0, 2]
+
+
+def test_T13_a_folder_in_use_names_its_holder(tmp_path) -> None:  # noqa: N802 - the row's id
+    with claim(tmp_path), pytest.raises(MachineError, match="in use by process"), claim(tmp_path):
+        pass
+    with claim(tmp_path):  # the lock of a run that ended is free again
+        pass
+
+
+# --- halving ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("epochs", "marks"), [(1, ()), (2, ()), (3, (1,)), (9, (1, 3)), (20, (2, 6))]
+)
+def test_rungs_are_a_third_and_a_ninth(epochs, marks) -> None:
+    assert halving.rungs(epochs) == marks
+
+
+def test_only_the_best_third_goes_on() -> None:
+    assert halving.goes_on(0.1, [])
+    assert halving.goes_on(0.1, [0.9])
+    assert not halving.goes_on(0.5, [0.9, 0.8])
+    assert halving.goes_on(0.95, [0.9, 0.8])
+    assert halving.goes_on(0.85, [0.9, 0.8, 0.1, 0.2, 0.3])
+
+
+# --- the study --------------------------------------------------------------------------------
+
+
+def test_proposals_depend_on_history_and_number_alone() -> None:
+    def proposals() -> list[TrialConfig]:
+        study = Study(make_space(), seed=1)
+        for number in range(14):
+            config = study.propose(number, seed=number)
+            study.tell(result(number, score=number / 20, config=config))
+        return [study.propose(number, seed=number) for number in (14, 15)]
+
+    assert proposals() == proposals()
+
+
+def test_a_rebuilt_study_proposes_the_same() -> None:
+    space = make_space()
+    first, rebuilt = Study(space, seed=1), Study(space, seed=1)
+    for number in range(14):
+        config = first.propose(number, seed=number)
+        told = result(number, score=number / 20, config=config)
+        first.tell(told)
+        rebuilt.tell(told)
+    assert first.propose(14, seed=0) == rebuilt.propose(14, seed=0)
+
+
+def test_fixed_answers_are_kept() -> None:
+    study = Study(make_space(), seed=0)
+    for number in range(12):
+        config = study.propose(number, 0, {"strategy": "head_only"})
+        assert config.strategy.name == "head_only"
+        study.forget(number)
+
+
+def test_every_kind_of_result_can_be_told() -> None:
+    study = Study(make_space(), seed=0)
+    for number, (score, status) in enumerate([(0.5, "done"), (0.4, "stopped"), (None, "failed")]):
+        config = study.propose(number, 0)
+        study.tell(result(number, score, status, config=config))
+    study.propose(3, 0)
+
+
+def test_the_study_can_be_viewed_with_optuna(tmp_path) -> None:
+    import optuna
+
+    results = [result(0, 0.5), result(1, 0.4, "stopped"), result(2, None, "failed")]
+    write_view(tmp_path / "study.db", make_space(), results, "r")
+    seen = optuna.load_study(study_name="r", storage=f"sqlite:///{tmp_path / 'study.db'}").trials
+    assert [trial.state.name for trial in seen] == ["COMPLETE", "PRUNED", "FAIL"]
+    assert seen[0].params["backbone"] == "a"
+
+
+# --- the director -----------------------------------------------------------------------------
+
+
+def make_director(folder: RunFolder, *, trials=None, seconds=1000.0, speed=100.0) -> Director:
+    (folder.path / "trials").mkdir(exist_ok=True)
+    space = make_space()
+    ranked = [
+        Ranked("a", probe=0.9, images_per_second=speed, trained_per_second=speed),
+        Ranked("b", probe=0.85, images_per_second=speed, trained_per_second=speed),
+    ]
+    regime = measure([0, 1] * 50, ranked, 0.5)
+    events = []
+    director = Director(
+        folder,
+        space,
+        Study(space, 0),
+        Budget(time.time() + seconds, trials, {r.label: r for r in ranked}, 100, 20),
+        0,
+        portfolio(space, regime, ranked),
+        lambda kind, **data: events.append((kind, data)),
+    )
+    director.resume()
+    return director
+
+
+def finish(director: Director, job, score=0.5, status="done", error="") -> None:
+    scores = () if score is None else (score,) * job.epochs
+    director.on_outcome(Outcome(job.number, status, scores, score, 1.0, 1.0, error))
+
+
+def test_the_linear_probe_is_first_and_third_parties_are_tried(tmp_path) -> None:
+    director = make_director(RunFolder(tmp_path), trials=8)
+    configs = []
+    while (job := director.next_job()) is not None:
+        configs.append(job.config)
+        finish(director, job)
+    assert len(configs) == 8
+    assert (configs[0].strategy.name, configs[0].head.name) == ("head_only", "linear")
+    assert configs[0].backbone.name == "a"
+    assert "theirs" in {config.strategy.name for config in configs}
+    assert {config.train.get("augment", "crop") for config in configs} <= {"none", "crop"}
+
+
+def test_a_bad_trial_is_stopped_at_its_rung_and_a_good_one_is_not(tmp_path) -> None:
+    director = make_director(RunFolder(tmp_path))
+    reached = 0
+    for score, goes_on in [(0.6, True), (0.7, True), (0.3, False), (0.8, True), (0.2, False)]:
+        job = director.next_job()
+        while job is not None and job.config.strategy.name == "head_only":
+            finish(director, job)
+            job = director.next_job()
+        assert job is not None
+        rung = halving.rungs(job.epochs)[0]
+        answers = [
+            director.on_report(Report(job.number, epoch, score, 1.0, 1.0, 1.0))
+            for epoch in range(1, rung + 1)
+        ]
+        assert answers == [True] * (rung - 1) + [goes_on]
+        reached += 1
+        director.on_outcome(
+            Outcome(job.number, "done" if goes_on else "stopped", (score,) * rung, score, 1.0, 1.0)
+        )
+    assert reached == 5
+
+
+def test_a_trial_cut_off_comes_back_with_its_number_and_its_choices(tmp_path) -> None:
+    folder = RunFolder(tmp_path)
+    director = make_director(folder)
+    first, second = director.next_job(), director.next_job()
+    finish(director, first)
+    for job in (first, second):
+        folder.trial(job.number).mkdir(parents=True)
+        config = {"number": job.number, "epochs": job.epochs, "config": job.config.to_json()}
+        folder.write_json(f"trials/{job.number:04d}/config.json", config)
+    again = make_director(folder)
+    assert [r.number for r in again.results] == [0]
+    back = again.next_job()
+    assert (back.number, back.config) == (second.number, second.config)
+    assert again.next_job().number == 2
+
+
+def test_no_more_trials_than_asked_and_none_after_the_deadline(tmp_path) -> None:
+    director = make_director(RunFolder(tmp_path), trials=2)
+    assert [director.next_job() is None for _ in range(3)] == [False, False, True]
+    (tmp_path / "late").mkdir()
+    assert make_director(RunFolder(tmp_path / "late"), seconds=-1).next_job() is None
+
+
+def test_what_cannot_be_afforded_is_not_begun(tmp_path) -> None:
+    director = make_director(RunFolder(tmp_path), seconds=20, speed=0.5)  # an epoch takes 240 s
+    job = director.next_job()
+    while job is not None:
+        assert job.config.strategy.name == "head_only"
+        finish(director, job)
+        director.budget.deadline -= 4
+        job = director.next_job()
+
+
+def test_a_search_in_which_everything_fails_alike_ends(tmp_path) -> None:
+    director = make_director(RunFolder(tmp_path))
+    count = 0
+    while (job := director.next_job()) is not None and count < 50:
+        finish(director, job, None, "failed", "RuntimeError: the same")
+        count += 1
+    assert count == 3
+    with pytest.raises(Exception, match="RuntimeError: the same"):
+        winner.choose(director.results)
+
+
+def test_only_the_weights_of_the_best_are_kept(tmp_path) -> None:
+    folder = RunFolder(tmp_path)
+    director = make_director(folder, trials=7)
+    while (job := director.next_job()) is not None:
+        folder.trial(job.number).mkdir(parents=True, exist_ok=True)
+        (folder.trial(job.number) / "best.safetensors").write_bytes(b"x")
+        finish(director, job, score=job.number / 10)
+    kept = {int(path.parent.name) for path in folder.path.glob("trials/*/best.safetensors")}
+    assert kept == {0, 4, 5, 6}  # the baseline and the best three
+
+
+# --- selection --------------------------------------------------------------------------------
+
+
+def test_ties_go_to_the_surer_and_then_to_the_cheaper() -> None:
+    config = make_space().default({}, 0)
+    rows = [(0, 0.9, 0.5, 5.0), (1, 0.9, 0.4, 9.0), (2, 0.9, 0.4, 3.0), (3, 0.8, 0.1, 1.0)]
+    results = [TrialResult(n, config, "done", (s,), s, loss, t) for n, s, loss, t in rows]
+    assert [r.number for r in winner.usable(results)] == [2, 1, 0, 3]
+    assert winner.usable([result(9, 0.99, "failed")]) == []
+
+
+def test_wilsons_interval_is_the_published_one() -> None:
+    assert wilson(0.9, 100) == pytest.approx((0.8256, 0.9448), abs=1e-4)
+    assert wilson(1.0, 10)[1] == pytest.approx(1.0)
+    assert wilson(0.0, 10)[0] == pytest.approx(0.0)
+
+
+@pytest.mark.parametrize(
+    ("images", "classes", "size"),
+    [(100, 2, "tiny"), (300, 2, "small"), (3000, 5, "medium"), (30000, 10, "large")],
+)
+def test_size_is_by_images_and_by_class(images, classes, size) -> None:
+    import numpy as np
+
+    assert size_class(np.arange(images) % classes) == size
+
+
+@pytest.mark.parametrize(
+    ("probe", "control", "name"),
+    [(0.95, 0.5, "small-similar"), (0.55, 0.5, "small-dissimilar"), (0.7, 0.5, "ambiguous")],
+)
+def test_likeness_is_what_features_add_to_pixels(probe, control, name) -> None:
+    import numpy as np
+
+    ranked = [Ranked("a", balanced_probe=probe)]
+    assert measure(np.arange(300) % 2, ranked, control).name == name
+    assert measure(np.arange(300) % 2, [Ranked("a", pretrained=False)], 0.5).name == "no-weights"
+
+
+def test_result_lines_are_plain_json(tmp_path) -> None:
+    folder = RunFolder(tmp_path)
+    told = result(
+        3,
+        0.25,
+        config=TrialConfig(
+            Part("a"), Part("full", {"bottom": 0.1}), Part("mlp", {"hidden": 8}), {"lr": 1e-3}, 7
+        ),
+    )
+    folder.append_trial(told)
+    assert json.loads((tmp_path / "trials.jsonl").read_text())["config"]["seed"] == 7
+    assert folder.trials() == [told]

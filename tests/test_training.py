@@ -1,0 +1,258 @@
+"""One trial does what it says: keeps what it scored, stops when told, resumes bit by bit."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from autoft import plugins
+from autoft.data.catalog import read_catalog
+from autoft.data.pixels import open_store
+from autoft.data.split import make_split
+from autoft.export.artifact import load_weights
+from autoft.network.build import build
+from autoft.network.sources import in_folder
+from autoft.search.finish import load_trial
+from autoft.training import checkpoint
+from autoft.training.evaluate import evaluate
+from autoft.training.job import Part as Images
+from autoft.training.job import Precision, Setup, TrialJob
+from autoft.training.metrics import score
+from autoft.training.optim import schedule
+from autoft.training.probe import fit_head
+from autoft.training.recipe import probing
+from autoft.training.trial import steps_per_epoch, train_trial
+from autoft.values import Part, TrialConfig, TrialResult
+
+PROBE = {"head_lr": 3e-3, "weight_decay": 0.1, "smoothing": 0.0}
+TUNE = {
+    "lr": 1e-3,
+    "head_lr": 3e-3,
+    "weight_decay": 0.02,
+    "smoothing": 0.0,
+    "augment": "crop_flip",
+    "batch_size": 16,
+    "optimizer": "adamw",
+}
+
+
+@pytest.fixture
+def setup(photos, tiny_weights, tmp_path) -> Setup:
+    torch.set_num_threads(1)
+    catalog = read_catalog(str(photos))
+    store, _ = open_store(catalog, 73)
+    split = make_split(catalog, 0)
+    rows, labels = catalog.rows(), catalog.labels()
+
+    def part(indices) -> Images:
+        chosen = np.asarray(indices)
+        return Images(rows[chosen], labels[chosen])
+
+    return Setup(
+        folder=tmp_path,
+        store=store,
+        classes=catalog.classes,
+        train=part(split.train),
+        validation=part(split.validation),
+        sources=in_folder(tiny_weights)[0],
+        image_size=64,
+        metric="accuracy",
+        device="cpu",
+        threads=1,
+    )
+
+
+def job(number=0, strategy="full", head="linear", epochs=3, train=None, seconds=300.0) -> TrialJob:
+    part = strategy if isinstance(strategy, Part) else Part(strategy)
+    probe = part.name == "head_only"
+    config = TrialConfig(
+        Part("test_resnet.fixed"), part, Part(head), train or (PROBE if probe else TUNE), seed=5
+    )
+    return TrialJob(number, config, epochs, time.time() + seconds, Precision())
+
+
+def go_on(report) -> bool:
+    return True
+
+
+@pytest.mark.parametrize("strategy", ["head_only", "full"])
+def test_the_weights_kept_are_the_weights_scored(setup, strategy) -> None:
+    outcome = train_trial(setup, job(strategy=strategy), go_on)
+    assert outcome.status == "done"
+    assert outcome.score == max(outcome.scores)
+    assert outcome.score > 0.6  # three colours: chance is 0.33
+    result = TrialResult(0, job(strategy=strategy).config, "done")
+    network, backbone = load_trial(setup, result)
+    again = evaluate(network, setup, setup.validation, setup.preprocess(backbone), Precision())
+    assert again.score == outcome.score
+    assert again.loss == pytest.approx(outcome.loss, abs=1e-5)
+
+
+def test_a_head_only_trial_leaves_the_backbone_bit_equal(setup) -> None:
+    train_trial(setup, job(strategy="head_only"), go_on)
+    network, _ = load_trial(setup, TrialResult(0, job(strategy="head_only").config, "done"))
+    original = build(setup.sources["test_resnet.fixed"]).module.state_dict()
+    kept = network.backbone.state_dict()
+    assert all(torch.equal(kept[name], tensor) for name, tensor in original.items())
+
+
+def test_a_frozen_prefix_is_bit_equal_after_a_trial(setup) -> None:
+    frozen = Part("freeze", {"depth": 0.6, "decay": 1.0})
+    train_trial(setup, job(strategy=frozen, epochs=1), go_on)
+    network, _ = load_trial(setup, TrialResult(0, job(strategy=frozen).config, "done"))
+    original = build(setup.sources["test_resnet.fixed"]).module.state_dict()
+    kept = network.backbone.state_dict()
+    moved = {name for name, tensor in original.items() if not torch.equal(kept[name], tensor)}
+    stages = network._stage_of_parameter
+    assert {stages[name] for name in moved if name in stages} == {3, 4}
+    assert not [name for name in moved if name.startswith(("conv1", "bn1", "layer1", "layer2"))]
+
+
+def test_a_trial_cut_off_goes_on_and_ends_with_the_same_numbers(setup, tmp_path) -> None:
+    whole = train_trial(setup, job(number=1, epochs=3), go_on)
+    kept = {}
+
+    def crash_in_the_third(report) -> bool:
+        kept[report.epoch] = (tmp_path / "trials/0002/last.safetensors").exists()
+        if report.epoch == 3:
+            raise KeyboardInterrupt
+        return True
+
+    with pytest.raises(KeyboardInterrupt):
+        train_trial(setup, job(number=2, epochs=3), crash_in_the_third)
+    assert kept == {1: False, 2: True, 3: True}
+    seen = []
+    resumed = train_trial(setup, job(number=2, epochs=3), lambda r: seen.append(r.epoch) or True)
+    assert seen == [3]
+    assert resumed.scores == whole.scores
+    assert resumed.loss == whole.loss
+    assert not (tmp_path / "trials/0002/last.safetensors").exists()
+
+
+def test_a_trial_that_is_told_to_stop_stops(setup) -> None:
+    outcome = train_trial(setup, job(epochs=5), lambda report: report.epoch < 2)
+    assert outcome.status == "stopped"
+    assert len(outcome.scores) == 2
+
+
+def test_a_trial_ends_at_its_deadline_with_what_it_has(setup) -> None:
+    outcome = train_trial(setup, job(seconds=-1.0), go_on)
+    assert outcome.status == "failed"
+    assert "deadline" in outcome.error
+    began = time.time()
+
+    def slow(report) -> bool:
+        time.sleep(max(0.0, began + 4.0 - time.time()))
+        return True
+
+    outcome = train_trial(setup, replace(job(number=1), deadline=began + 3.5), slow)
+    assert outcome.status == "stopped"
+    assert len(outcome.scores) == 1
+
+
+@pytest.fixture
+def poisoned(tmp_path, monkeypatch):
+    """Install a head whose logits become NaN."""
+    (tmp_path / "poison.py").write_text(
+        "import torch\nfrom torch import nn\n"
+        "class Poison(nn.Linear):\n"
+        "    def forward(self, x):\n"
+        "        return super().forward(x) * torch.tensor(float('nan'))\n"
+        "def head(num_features, num_classes):\n    return Poison(num_features, num_classes)\n"
+    )
+    info = tmp_path / "poison-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: poison\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[autoft.heads]\npoison = poison:head\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    plugins.installed.cache_clear()
+    yield
+    plugins.installed.cache_clear()
+    sys.modules.pop("poison", None)
+
+
+@pytest.mark.parametrize("strategy", ["head_only", "full"])
+def test_T08_a_loss_that_is_not_finite_ends_the_trial_cleanly(  # noqa: N802 - the row's id
+    setup, poisoned, strategy
+) -> None:
+    outcome = train_trial(setup, job(strategy=strategy, head="poison"), go_on)
+    assert outcome.status == "failed"
+    assert "non_finite_loss" in outcome.error
+    assert outcome.score is None
+    assert (setup.folder / "trials/0000/done.json").exists()
+
+
+def test_scratch_starts_from_random_weights(setup) -> None:
+    train_trial(setup, job(strategy="scratch", epochs=1, train={**TUNE, "lr": 2e-5}), go_on)
+    network, _ = load_trial(setup, TrialResult(0, job(strategy="scratch").config, "done"))
+    original = build(setup.sources["test_resnet.fixed"]).module
+    near = torch.corrcoef(
+        torch.stack(
+            [network.backbone.conv1[0].weight.flatten(), original.conv1[0].weight.flatten()]
+        )
+    )[0, 1]
+    assert (
+        abs(float(near.detach())) < 0.5
+    )  # a learning rate of 2e-5 moves nothing: the start was another
+
+
+def test_fitting_a_head_separates_what_can_be_separated() -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(300) % 3
+    features = torch.randn(300, 16, generator=generator) + 5 * torch.eye(16)[labels]
+    head = torch.nn.Linear(16, 3)
+    torch.nn.init.zeros_(head.weight)
+    fit_head(head, features, labels, probing(), seed=0)
+    assert score("accuracy", labels.numpy(), head(features).argmax(1).numpy()) > 0.97
+
+
+def test_the_schedule_warms_up_and_falls_to_nothing() -> None:
+    values = [schedule(step / 100) for step in range(100)]
+    assert values[0] == pytest.approx(0.1)
+    assert max(values) == pytest.approx(1.0, abs=0.01)
+    assert values.index(max(values)) == 10
+    assert values[-1] < 0.01
+    assert values[10:] == sorted(values[10:], reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("images", "batch", "limit", "steps"),
+    [(64, 32, None, 2), (65, 32, None, 2), (66, 32, None, 3), (64, 32, 1, 1), (2, 32, None, 1)],
+)
+def test_steps_of_an_epoch_match_the_batches(images, batch, limit, steps) -> None:
+    assert steps_per_epoch(images, batch, limit) == steps
+
+
+def test_a_damaged_checkpoint_is_a_fresh_start(tmp_path) -> None:
+    (tmp_path / "last.safetensors").write_bytes(b"torn")
+    net = torch.nn.Linear(2, 2)
+    state = checkpoint.load_last(tmp_path, net, torch.optim.AdamW(net.parameters()))
+    assert state == checkpoint.State()
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("name", ["mobilenetv2_100.in1k", "mobilenetv1_100.in1k"])
+def test_real_weights_stay_bit_equal_where_frozen(setup, shared_root, name) -> None:
+    sources, _ = in_folder(shared_root / "weights")
+    setup = replace(setup, sources=sources)
+    config = TrialConfig(
+        Part(name), Part("freeze", {"depth": 0.5, "decay": 1.0}), Part("linear"), TUNE, seed=1
+    )
+    work = TrialJob(0, config, 1, time.time() + 300, Precision(bf16=True, channels_last=True))
+    outcome = train_trial(setup, work, go_on)
+    assert outcome.status == "done"
+    network, _ = load_trial(setup, TrialResult(0, config, "done"))
+    original = build(sources[name]).module.state_dict()
+    stages = network._stage_of_parameter
+    half = round(0.5 * network.num_stages)
+    moved = {
+        n for n, t in network.backbone.state_dict().items() if not torch.equal(t, original[n])
+    }
+    assert {stages[n] for n in moved if n in stages} == set(range(half, network.num_stages))
+    assert not [n for n in moved if "running" in n]  # statistics stay in the thawed stages, too
+    load_weights(network, setup.folder / "trials/0000/best.safetensors")
