@@ -57,9 +57,7 @@ class Budget:
         """Return the job of a trial, with its deadline and its backbone's best number format."""
         ranked = self.ranked.get(config.backbone.name)
         precision = ranked.precision if ranked else Precision()
-        deadline = (
-            max(self.deadline, time.time() + FIRST_SECONDS) if self._first else self.deadline
-        )
+        least = time.time() + FIRST_SECONDS if self._first else 0.0
         self._first = False
         return TrialJob(number, config, epochs, max(self.deadline, least), precision)
 
