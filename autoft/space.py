@@ -101,7 +101,7 @@ def read_signature(function: Callable[..., object]) -> tuple[Parameter, ...]:
     label = f"{function.__module__}:{getattr(function, '__qualname__', function)}"
     try:
         signature = inspect.signature(function, eval_str=True)
-    except (NameError, TypeError, ValueError) as error:
+    except (AttributeError, NameError, TypeError, ValueError) as error:
         raise PluginError(f"The signature of {label} cannot be read: {error}.") from error
     keyword_only = [p for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY]
     return tuple(_read_parameter(label, parameter) for parameter in keyword_only)

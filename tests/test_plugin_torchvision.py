@@ -51,6 +51,5 @@ def test_published_squeezenet_and_its_classifier_know_ants_from_bees(shared_root
         scores = torch.nn.functional.conv2d(features, weight, bias).relu().mean((2, 3))
         return float((scores[:, ANT] > scores[:, BEE]).float().mean())
 
-    print("SHARE", share_of_ants("ants"), share_of_ants("bees"))
     assert share_of_ants("ants") > 0.8
     assert share_of_ants("bees") < 0.2

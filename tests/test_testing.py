@@ -19,6 +19,7 @@ from autoft import plugins
 from autoft.errors import PluginError
 from autoft.space import Float
 from autoft.testing import CHECKS, CheckResult, conformance, run_checks
+from autoft.testing.probes import one_thread
 from autoft.values import Backbone, Rates
 
 
@@ -397,7 +398,7 @@ BROKEN = [
     ids=[f"{row[1]}-{number}" for number, row in enumerate(BROKEN)],
 )
 def test_check_fails_with_its_words(kind, name, plugin, words):
-    with pytest.raises(AssertionError, match=words):
+    with one_thread(), pytest.raises(AssertionError, match=words):
         named(kind, name)(plugin)
 
 
@@ -430,7 +431,8 @@ def vit_of_one_size(*, pretrained: bool = True) -> Backbone:
 @pytest.mark.parametrize("check", CHECKS["backbone"], ids=lambda check: check.__name__)
 @pytest.mark.parametrize("plugin", [sound, resnet, convnext, vit, vit_of_one_size])
 def test_sound_backbone_passes(plugin, check):
-    check(plugin)
+    with one_thread():
+        check(plugin)
 
 
 def builtin_names(*kinds: str) -> list[str]:
@@ -488,7 +490,7 @@ def test_run_checks_reports_every_contract_without_pytest(declared):
     ]
     assert results[0] == CheckResult(
         check="has_docstring",
-        contract="A plugin says in one line what it is; `autoft plugins list` prints that line.",
+        contract="A plugin says in the first line of its docstring what it is.",
         passed=False,
         message=results[0].message,
     )

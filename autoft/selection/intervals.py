@@ -35,4 +35,5 @@ def wilson(share: float, n: int) -> tuple[float, float]:
     """Return Wilson's 95 % interval of a share observed in `n` draws (Wilson 1927)."""
     centre = (share + Z**2 / (2 * n)) / (1 + Z**2 / n)
     half = Z * np.sqrt(share * (1 - share) / n + Z**2 / (4 * n**2)) / (1 + Z**2 / n)
-    return max(0.0, float(centre - half)), min(1.0, float(centre + half))
+    # rounding must not push a bound past the share itself
+    return max(0.0, min(share, float(centre - half))), min(1.0, max(share, float(centre + half)))

@@ -16,6 +16,7 @@ from autoft.errors import MachineError, PluginError, did_you_mean
 from autoft.plugins import Plugin
 from autoft.testing.backbones import BACKBONE_CHECKS
 from autoft.testing.heads import HEAD_CHECKS
+from autoft.testing.probes import one_thread
 from autoft.testing.signatures import SIGNATURE_CHECKS
 from autoft.testing.strategies import STRATEGY_CHECKS
 
@@ -56,7 +57,8 @@ class _Case:
         options: dict[str, Any] = {}
         if self.check in BACKBONE_CHECKS:
             options["pretrained"] = self.pretrained
-        self.check(function, **options)
+        with one_thread():
+            self.check(function, **options)
 
 
 def conformance(

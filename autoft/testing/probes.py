@@ -1,4 +1,4 @@
-"""Instruments of the checks: a blocked network, and a record of which parameter ran when."""
+"""Instruments of the checks: one thread, no network, a record of which parameter ran when."""
 
 from __future__ import annotations
 
@@ -11,6 +11,20 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_iter
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute on one thread, since batches of two are too small for more.
+
+    With as many threads as cores, checks take several times as long while other processes run.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @contextmanager

@@ -10,12 +10,12 @@ from autoft.space import read_signature
 
 
 def check_has_docstring(plugin: Callable[..., object]) -> None:
-    """A plugin says in one line what it is; `autoft plugins list` prints that line."""
+    """A plugin says in the first line of its docstring what it is."""
     first_line = (inspect.getdoc(plugin) or "").partition("\n")[0].strip()
     if not first_line:
         raise AssertionError(
-            f"{_label(plugin)} has no docstring. Begin it with one line that says what it is: "
-            f"users read it in the list of plugins."
+            f"{_label(plugin)} has no docstring. Begin it with one line that says what it is, "
+            f"for those who meet its name in a result."
         )
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from autoft.space import Choice, Float
 
-HeadRate = Annotated[float, Float(3e-4, 3e-2, log=True)]
+HeadRate = Annotated[float, Float(1e-4, 3e-2, log=True)]
 Decay = Annotated[float, Float(1e-4, 3e-1, log=True)]
 Smoothing = Annotated[float, Choice(0.0, 0.05, 0.1)]
 

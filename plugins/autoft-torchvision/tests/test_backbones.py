@@ -15,7 +15,7 @@ from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights, faster
 
 from autoft import DataError, MachineError, UsageError
 from autoft.network.weights import load_weights
-from autoft.testing.probes import blocked_network
+from autoft.testing.probes import blocked_network, one_thread
 
 NAMES = sorted(
     entry.name
@@ -54,11 +54,16 @@ CLASSIFIERS = {
     "squeezenet1_1": "classifier",
     "mobilenet_v2": "classifier",
     "mobilenet_v3_small": "classifier",
-    "efficientnet_b0": "classifier",
     "convnext_tiny": "classifier.2",
     "swin_t": "head",
     "vgg16_bn": "avgpool",
 }
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    with one_thread():
+        yield
 
 
 @pytest.fixture
