@@ -131,9 +131,8 @@ def test_the_onnx_file_alone_repeats_the_test_predictions(finished, photos) -> N
         box = (left, top, left + side, top + side)
         image = image.resize((pre["resize"],) * 2, Image.Resampling.BILINEAR, box=box)
         cut = (pre["resize"] - pre["image_size"]) // 2
-        pixels = np.asarray(image, np.float32)[cut:, cut:][
-            : pre["image_size"], : pre["image_size"]
-        ]
+        kept = slice(cut, cut + pre["image_size"])
+        pixels = np.asarray(image, np.float32)[kept, kept]
         ready = (pixels / 255 - np.float32(pre["mean"])) / np.float32(pre["std"])
         (logits,) = session.run(None, {"images": ready.transpose(2, 0, 1)[None]})
         assert classes[int(logits.argmax())] == row["predicted"]
@@ -248,8 +247,8 @@ def test_T17_the_same_seed_gives_the_same_trials(  # noqa: N802 - the row's id
     found = []
     for name in ("one", "two"):
         out = tmp_path / name
-        run(*search(photos, tiny_weights, out, "--trials", 3, "--strategies", "head_only",
-                    "--backbones", "test_resnet.fixed", "--export", "onnx", "--seed", 4))  # fmt: skip
+        few = ("--trials", 3, "--strategies", "head_only", "--backbones", "test_resnet.fixed")
+        run(*search(photos, tiny_weights, out, *few, "--export", "onnx", "--seed", 4))
         found.append([(t["config"], t["scores"]) for t in trials(out)])
     assert found[0] == found[1]
 

@@ -24,12 +24,12 @@ HEADS: tuple[Answers, ...] = (
 )
 USUAL_HEAD: Answers = {"head": "linear"}
 FULL: Answers = {"strategy": "full", "strategy.full.bottom": 0.1}
-LIGHT: Answers = {"strategy": "full", "strategy.full.bottom": 0.03, "train.lr": 2e-4}
-HIGH: Answers = {"strategy": "full", "strategy.full.bottom": 1.0, "train.lr": 1e-3}
+LIGHT: Answers = {"strategy": "full", "strategy.full.bottom": 0.03, "train.lr": 1e-4}
+HIGH: Answers = {"strategy": "full", "strategy.full.bottom": 1.0, "train.lr": 5e-4}
 HALF: Answers = {"strategy": "freeze", "strategy.freeze.depth": 0.5}
-DEEP: Answers = {"strategy": "freeze", "strategy.freeze.depth": 0.75}
-SHALLOW: Answers = {"strategy": "freeze", "strategy.freeze.depth": 0.25, "train.lr": 1e-3}
-NORMS: Answers = {"strategy": "norm_bias", "train.lr": 2e-3}
+DEEP: Answers = {"strategy": "freeze", "strategy.freeze.depth": 0.75, "train.lr": 1e-4}
+SHALLOW: Answers = {"strategy": "freeze", "strategy.freeze.depth": 0.25, "train.lr": 3e-4}
+NORMS: Answers = {"strategy": "norm_bias", "train.lr": 1e-3}
 LATER: Answers = {"strategy": "probe_then_tune"}
 GRADUAL: Answers = {"strategy": "gradual"}
 FROM_SCRATCH = "resnet18"  # learns from random weights on little data
@@ -40,7 +40,7 @@ RECIPES: Mapping[str, tuple[Answers, ...]] = {
     "small-dissimilar": (HALF, SHALLOW, HIGH, NORMS, FULL, GRADUAL, LATER),
     "large-similar": (FULL, HALF, HIGH, LATER, GRADUAL, NORMS),
     "large-dissimilar": (HIGH, FULL, SHALLOW, SCRATCH, GRADUAL, NORMS, LATER),
-    "ambiguous": (FULL, HALF, HIGH, NORMS, GRADUAL, LATER),
+    "ambiguous": (HALF, FULL, HIGH, NORMS, GRADUAL, LATER),
     "no-weights": (SCRATCH,),
 }
 

@@ -29,8 +29,8 @@ class Recipe:
 
 def tuning(
     *,
-    lr: Annotated[float, Float(2e-5, 3e-3, log=True)] = 5e-4,
-    head_lr: HeadRate = 2e-3,
+    lr: Annotated[float, Float(2e-5, 3e-3, log=True)] = 2e-4,
+    head_lr: HeadRate = 1e-3,
     weight_decay: Decay = 0.02,
     smoothing: Smoothing = 0.05,
     augment: Annotated[str, Choice("none", "crop", "crop_flip", "strong")] = "crop_flip",
