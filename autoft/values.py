@@ -90,7 +90,7 @@ class TrialConfig:
 
 @dataclass(frozen=True)
 class TrialResult:
-    """What became of a trial. `scores` holds one validation score per epoch, higher is better."""
+    """What became of a trial of `epochs` epochs; `scores` holds one validation score per epoch."""
 
     number: int
     config: TrialConfig
@@ -100,6 +100,7 @@ class TrialResult:
     loss: float | None = None
     seconds: float = 0.0
     error: str = ""
+    epochs: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data; `from_json` is the inverse."""

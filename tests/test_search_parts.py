@@ -164,6 +164,10 @@ def test_a_rebuilt_study_proposes_the_same() -> None:
     assert first.propose(14, seed=0) == rebuilt.propose(14, seed=0)
 
 
+def test_any_seed_will_do() -> None:
+    assert Study(make_space(), seed=2**31 - 1).propose(0, seed=0)
+
+
 def test_fixed_answers_are_kept() -> None:
     study = Study(make_space(), seed=0)
     for number in range(12):
@@ -271,11 +275,28 @@ def test_a_trial_cut_off_comes_back_with_its_number_and_its_choices(tmp_path) ->
     assert again.next_job().number == 2
 
 
+def test_a_resumed_search_plans_the_same_epochs(tmp_path) -> None:
+    folder = RunFolder(tmp_path)
+    director = make_director(folder, seconds=800)
+    job = director.next_job()
+    while job.config.strategy.name == "head_only":
+        finish(director, job)
+        job = director.next_job()
+    finish(director, job)
+    again = make_director(folder, seconds=300)
+    assert again.budget.epochs(job.config, trains_backbone=True) == job.epochs
+
+
 def test_no_more_trials_than_asked_and_none_after_the_deadline(tmp_path) -> None:
     director = make_director(RunFolder(tmp_path), trials=2)
     assert [director.next_job() is None for _ in range(3)] == [False, False, True]
     (tmp_path / "late").mkdir()
-    assert make_director(RunFolder(tmp_path / "late"), seconds=-1).next_job() is None
+    late = make_director(RunFolder(tmp_path / "late"), seconds=-1)
+    first = late.next_job()  # there is always a model
+    assert first.config.strategy.name == "head_only"
+    assert first.deadline > time.time()
+    finish(late, first)
+    assert late.next_job() is None
 
 
 def test_what_cannot_be_afforded_is_not_begun(tmp_path) -> None:
@@ -304,9 +325,9 @@ def test_only_the_weights_of_the_best_are_kept(tmp_path) -> None:
     director = make_director(folder, trials=7)
     while (job := director.next_job()) is not None:
         folder.trial(job.number).mkdir(parents=True, exist_ok=True)
-        (folder.trial(job.number) / "best.safetensors").write_bytes(b"x")
+        (folder.trial(job.number) / "scored.safetensors").write_bytes(b"x")
         finish(director, job, score=job.number / 10)
-    kept = {int(path.parent.name) for path in folder.path.glob("trials/*/best.safetensors")}
+    kept = {int(path.parent.name) for path in folder.path.glob("trials/*/scored.safetensors")}
     assert kept == {0, 4, 5, 6}  # the baseline and the best three
 
 

@@ -171,6 +171,15 @@ def test_another_trial_can_be_exported(finished, tmp_path) -> None:
     assert json.loads((out / "model.json").read_text())["test"] is None
 
 
+def test_exporting_again_keeps_the_test_number_and_every_proof(finished) -> None:
+    result = json.loads((finished / "result.json").read_text())
+    run("export", finished, "--formats", "onnx")
+    card = json.loads((finished / "best/model.json").read_text())
+    assert card["test"] == result["test"]
+    assert [p["format"] for p in card["parity"]] == ["onnx", "torchscript", "pt2"]
+    assert "Did you mean 'onnx'" in run("export", finished, "--formats", "onx", code=2)
+
+
 def test_a_moved_run_still_predicts_and_lists(finished, photos, tmp_path) -> None:
     import shutil
 
@@ -357,6 +366,7 @@ def test_bad_data_is_one_sentence(tmp_path, tiny_weights, kind, words) -> None:
     told = run(*search(data, tiny_weights, tmp_path / "run"), code=3)
     assert words in told
     assert "Traceback" not in told
+    assert not (tmp_path / "run/run.json").exists()  # the mended command may use the folder
     assert len([line for line in told.splitlines() if line.startswith("Error")]) == 1
 
 
@@ -380,3 +390,4 @@ def test_a_name_that_cannot_be_had_is_one_sentence(
     assert words in told
     assert "Traceback" not in told
     assert not trials(out)
+    assert not (out / "split.csv").exists() or code == 4

@@ -52,7 +52,7 @@ SEARCH: Final = (
     Flag("workers", "N", "Trials trained at the same time.", "one a device"),
     Flag("engine", "NAME", "local, or ray for a cluster.", "local"),
     Flag("seed", "N", "Seed of the split, the search and the trials.", "0"),
-    Flag("image_size", "N", "Pixels per side.", "the backbone's own"),
+    Flag("image_size", "N", "Pixels per side.", "by the images, at most 224"),
     Flag("offline", "", "Never use the network."),
     Flag("config", "FILE", "TOML file of settings; flags win over it."),
     Flag("export", "A,B", "Formats to export: onnx, torchscript, pt2.", "onnx,torchscript"),

@@ -142,6 +142,8 @@ class LiveView:
     def _show(self, event: Event) -> None:
         with self._lock:
             self._state.hear(event)
+            if self._budget is not None and "left" in event.data:
+                self._budget = event.seconds + event.data["left"]
             line = self._line(event)
         if line:
             self._console.print(Text(clean(line)), soft_wrap=True)

@@ -83,7 +83,7 @@ def machine_errors(path: Path) -> Iterator[None]:
             partition = str(_partition(_existing(path)))
             raise MachineError(
                 f"{str(path)!r} could not be written: the partition {partition!r} is full; "
-                "free some space there, or point --output or AUTOFT_CACHE to another disk."
+                "free some space there, or point --out or AUTOFT_CACHE to another disk."
             ) from error
         raise MachineError(
             f"{str(path)!r} could not be written ({error.strerror}); expected a folder that you "

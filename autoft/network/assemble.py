@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
@@ -89,13 +89,6 @@ class Network(nn.Module):
             key = (self._stage_of_parameter[name], self._kind[name])
             grouped.setdefault(key, []).append(parameter)
         return dict(sorted(grouped.items()))
-
-    def describe_stages(self) -> Mapping[int, int]:
-        """Return the number of parameters (elements) of every stage."""
-        sizes = dict.fromkeys(range(self.num_stages), 0)
-        for (stage, _), parameters in self.groups().items():
-            sizes[stage] += sum(parameter.numel() for parameter in parameters)
-        return sizes
 
 
 def check_rates(rates: Sequence[Rate], num_stages: int) -> tuple[Rates, ...]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from autoft import plugins
-from autoft.errors import PluginError, UsageError
+from autoft.errors import AutoftError, PluginError, UsageError
 from autoft.network.sources import Source
 from autoft.network.stages import stage_of_parameters
 from autoft.network.weights import load_weights
@@ -18,13 +18,21 @@ def build(source: Source, *, pretrained: bool = True, image_size: int = 0) -> Ba
     """Build the backbone of `source` with its weights, or with random ones.
 
     Raises:
-        PluginError: the plugin is missing or broken, or what it returned keeps no contract.
+        PluginError: the plugin is missing or fails, or what it returned keeps no contract.
         DataError: its file of weights does not fit.
     """
     pretrained = pretrained and source.pretrained
     function = plugins.load("backbone", source.plugin)
     options = _options(source, function, image_size)
-    backbone = function(pretrained=pretrained and not source.weights, **options)
+    try:
+        backbone = function(pretrained=pretrained and not source.weights, **options)
+    except AutoftError:
+        raise
+    except Exception as error:  # a plugin, or the files it reads, may fail in any way
+        raise PluginError(
+            f"The backbone '{source.label}' cannot be built: {type(error).__name__}: {error}. "
+            f"Choose another, or tell the author of the plugin '{source.plugin}'."
+        ) from error
     if not isinstance(backbone, Backbone):
         raise PluginError(
             f"The backbone '{source.label}' returned a {type(backbone).__name__}; an "

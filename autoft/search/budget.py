@@ -34,7 +34,8 @@ class Budget:
     began: float = field(default_factory=time.time)
     _pace: float = 1.0
     _head_seconds: float = HEAD_SECONDS
-    _first: bool = True
+    first: bool = True  # no trial has ended yet
+    _planned: dict[str, int] = field(default_factory=dict)
 
     def left(self) -> float:
         """Return the seconds until the last trial must have ended."""
@@ -49,16 +50,16 @@ class Budget:
     def epochs(self, config: TrialConfig, trains_backbone: bool) -> int:
         """Return the number of epochs for `config`; 0 where it would not fit."""
         if not trains_backbone:
-            affordable = self._first or self.left() > self._head_seconds
-            return HEAD_ROUNDS if affordable else 0
-        return min(self._full_epochs(config), int(self.left() / self._epoch_seconds(config)))
+            return HEAD_ROUNDS if self.first or self.left() > self._head_seconds else 0
+        affordable = int(max(0.0, self.left()) / self._epoch_seconds(config))
+        return min(self._full_epochs(config), max(affordable, int(self.first)))
 
     def job(self, number: int, config: TrialConfig, epochs: int) -> TrialJob:
         """Return the job of a trial, with its deadline and its backbone's best number format."""
         ranked = self.ranked.get(config.backbone.name)
         precision = ranked.precision if ranked else Precision()
-        least = time.time() + FIRST_SECONDS if self._first else 0.0
-        self._first = False
+        least = time.time() + FIRST_SECONDS if self.first else 0.0
+        self.first = False
         return TrialJob(number, config, epochs, max(self.deadline, least), precision)
 
     def learn(self, job: TrialJob, outcome: Outcome, trains_backbone: bool) -> None:
@@ -71,8 +72,18 @@ class Budget:
         expected = self._expected_epoch(job.config) * len(outcome.scores)
         self._pace = 0.5 * self._pace + 0.5 * outcome.seconds / expected
 
+    def plan(self, backbone: str, epochs: int) -> None:
+        """Remember the epochs of a full trial of `backbone` from an earlier command."""
+        self._planned[backbone] = max(epochs, self._planned.get(backbone, 0))
+
     def _full_epochs(self, config: TrialConfig) -> int:
-        """Return the epochs of a full trial, the same for every strategy: rungs compare."""
+        """Return the epochs of a full trial: per backbone always the same: rungs compare."""
+        label = config.backbone.name
+        if label not in self._planned:
+            self._planned[label] = self._affordable_epochs(config)
+        return self._planned[label]
+
+    def _affordable_epochs(self, config: TrialConfig) -> int:
         whole = self._expected_epoch(config, frozen=0.0) * self._pace
         time_for_trials = self.deadline - self.began
         affordable = int(FULL_SHARE * time_for_trials / whole)

@@ -38,40 +38,58 @@ class Director:
     cancelled: bool = False
     results: list[TrialResult] = field(default_factory=list)
     _running: dict[int, TrialJob] = field(default_factory=dict)
-    _unfinished: list[tuple[int, TrialConfig]] = field(default_factory=list)
-    _curves: dict[int, list[float]] = field(default_factory=dict)
+    _unfinished: list[tuple[int, TrialConfig, int]] = field(default_factory=list)
     _reached: dict[tuple[int, int], list[float]] = field(default_factory=dict)
     _tried: set[str] = field(default_factory=set)
     _next_number: int = 0
+    _nothing_fits: bool = False
 
     def resume(self) -> None:
         """Take up what the run folder holds: finished trials, and those cut off."""
         self.results = self.folder.trials()
+        self.budget.first = not self.results
         for result in self.results:
             self.study.tell(result)
             self._tried.add(_key(result.config))
             if self._trains_backbone(result.config):
-                self._note_rungs(list(result.scores), len(result.scores))
+                self._note_rungs(result)
+                self.budget.plan(result.config.backbone.name, result.epochs)
         finished = {result.number for result in self.results}
         started = sorted(int(p.name) for p in (self.folder.path / "trials").iterdir())
         for number in started:
             data = self.folder.read_json(f"trials/{number:04d}/config.json")
             if number not in finished and data:
-                self._unfinished.append((number, TrialConfig.from_json(data["config"])))
+                self._take_up(number, TrialConfig.from_json(data["config"]), int(data["epochs"]))
         self._next_number = max([*finished, *started], default=-1) + 1
         self.first = iter(self.first)
+
+    def _take_up(self, number: int, config: TrialConfig, epochs: int) -> None:
+        """Let a trial that was cut off be the next, where all its parts are still there."""
+        here = (
+            config.backbone.name in self.space.backbones
+            and config.strategy.name in self.space.strategies
+            and config.head.name in self.space.heads
+        )
+        if not here:
+            self.emit("note", text=f"Trial {number} was cut off and needs what is gone: left out.")
+            return
+        self._unfinished.append((number, config, epochs))
 
     def next_job(self) -> TrialJob | None:
         """Return the next trial, or None where nothing more fits into the budget."""
         running = len(self._running)
         if self.cancelled or not self.budget.allows_another(len(self.results) + running):
             return None
-        if self._keeps_failing():
+        if self._nothing_fits or self._keeps_failing():
             return None
+        if self._unfinished:  # with the epochs it was begun with: its schedule depends on them
+            number, config, epochs = self._unfinished.pop(0)
+            return self._start(number, config, epochs, known=False)
         for number, config, known in self._candidates():
             epochs = self.budget.epochs(config, self._trains_backbone(config))
             if epochs:
                 return self._start(number, config, epochs, known=known)
+        self._nothing_fits = True  # until a trial ends: an idle seat asks several times a second
         return None
 
     def on_report(self, report: Report) -> bool:
@@ -87,18 +105,17 @@ class Director:
         )
         if self.cancelled:
             return False
-        curve = self._curves.setdefault(report.number, [])
-        curve.append(report.score)
         if not self._trains_backbone(job.config) or report.epoch not in halving.rungs(job.epochs):
             return True
         reached = self._reached.setdefault((job.epochs, report.epoch), [])
-        keeps = halving.goes_on(max(curve), reached)
-        reached.append(max(curve))
+        keeps = halving.goes_on(report.score, reached)
+        reached.append(report.score)
         return keeps
 
     def on_outcome(self, outcome: Outcome) -> None:
         """Record how a trial ended, in the folder first of all."""
         job = self._running.pop(outcome.number)
+        self._nothing_fits = False
         result = TrialResult(
             outcome.number,
             job.config,
@@ -108,6 +125,7 @@ class Director:
             outcome.loss,
             round(outcome.seconds, 2),
             outcome.error,
+            job.epochs,
         )
         self.folder.append_trial(result)
         self.results.append(result)
@@ -127,15 +145,12 @@ class Director:
         self._drop_weights(ordered)
 
     def baseline(self) -> TrialResult | None:
-        """Return the first trial whose head alone was trained, by default settings."""
+        """Return the first trial whose head alone was trained; None if there was none."""
         heads = [r for r in usable(self.results) if not self._trains_backbone(r.config)]
         return min(heads, key=lambda result: result.number, default=None)
 
     def _candidates(self) -> Iterable[tuple[int, TrialConfig, bool]]:
-        """Yield what may come next: trials cut off, the portfolio, then one proposal or two."""
-        while self._unfinished:
-            number, config = self._unfinished.pop(0)
-            yield number, config, False
+        """Yield what may come next: the portfolio, then one proposal or two."""
         for answers in self.first:
             config = self.space.default(answers, self._trial_seed(self._next_number))
             if _key(config) not in self._tried:
@@ -171,12 +186,14 @@ class Director:
         return self.seed * 100_003 + number
 
     def _trains_backbone(self, config: TrialConfig) -> bool:
-        return self.space.strategies[config.strategy.name].trains_backbone
+        known = self.space.strategies.get(config.strategy.name)
+        return known is None or known.trains_backbone  # one no longer installed: assume the usual
 
-    def _note_rungs(self, scores: list[float], epochs: int) -> None:
-        for mark in halving.rungs(epochs):
-            if len(scores) >= mark:
-                self._reached.setdefault((epochs, mark), []).append(max(scores[:mark]))
+    def _note_rungs(self, result: TrialResult) -> None:
+        for mark in halving.rungs(result.epochs):
+            if len(result.scores) >= mark:
+                reached = self._reached.setdefault((result.epochs, mark), [])
+                reached.append(result.scores[mark - 1])
 
     def _keeps_failing(self) -> bool:
         last = [r.error for r in self.results[-SAME_FAILURES:] if r.status == "failed"]

@@ -55,10 +55,13 @@ def end(
     for note in finished.notes:
         session.emit("note", text=note)
     _write_predictions(session.folder, data, finished)
-    view = session.folder.path / "study.db"
-    write_view(view, director.space, director.results, session.folder.path.name)
     result = _result(session, director, data, regime, job, finished)
     session.folder.write_json(RESULT, result)
+    try:
+        view = session.folder.path / "study.db"
+        write_view(view, director.space, director.results, session.folder.path.name)
+    except Exception as error:  # noqa: BLE001 - only a view: the result is already safe
+        session.emit("note", text=f"study.db could not be written: {error}")
     session.emit("finish", again=False, **result)
 
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from autoft.data.views import evaluation_batches
-from autoft.errors import DataError
+from autoft.errors import DataError, MachineError
 from autoft.export.artifact import FORMATS, load_weights, write_card, write_weights
 from autoft.export.onnx import metadata_of
 from autoft.export.parity import check_parity, write_parity
@@ -30,7 +30,7 @@ from autoft.network.build import build
 from autoft.search.jobs import Finished, FinishJob
 from autoft.selection.intervals import estimate
 from autoft.training import metrics
-from autoft.training.checkpoint import BEST
+from autoft.training.checkpoint import SCORED
 from autoft.training.evaluate import EVALUATION_BATCH, logits_of
 from autoft.training.job import Part, Precision, Setup
 from autoft.training.trial import build_head
@@ -46,7 +46,7 @@ def finish(setup: Setup, job: FinishJob, progress: Progress) -> Finished:
 
     Raises:
         DataError: the kept weights are missing or damaged.
-        AutoftError: no format could be exported.
+        MachineError: no format could be exported.
     """
     setup = replace(setup, device="cpu")
     network, backbone = load_trial(setup, job.winner)
@@ -54,13 +54,18 @@ def finish(setup: Setup, job: FinishJob, progress: Progress) -> Finished:
     job.out.mkdir(parents=True, exist_ok=True)
     write_weights(network, job.out / "model.safetensors")
     files, notes = _export(network, setup, pre, job, backbone, progress)
+    if job.formats and not files:
+        raise MachineError(f"No format could be exported. {' '.join(notes)}")
     progress("proving the exported files on the validation images", 0, 1)
     batches = partial(_batches, setup, setup.validation, pre, "comparing", progress)
     parities = tuple(check_parity(network, files, batches)) if files else ()
     write_parity(job.out / "parity.json", parities)
+    notes += [
+        f"The {p.format} file does NOT give the same answers." for p in parities if not p.passed
+    ]
     held_out = _logits(network, setup, setup.validation, pre, "validation", progress)
     validation = _estimate(setup, setup.validation, held_out)
-    tested, test, baseline = None, None, None
+    tested, test, baseline = None, job.known_test, None
     if len(job.test):
         tested = _logits(network, setup, job.test, pre, "test", progress)
         test = _estimate(setup, job.test, tested)
@@ -78,7 +83,7 @@ def load_trial(setup: Setup, result: TrialResult) -> tuple[Network, Backbone]:
     backbone = build(source, pretrained=False, image_size=setup.image_size)
     head = build_head(config.head, backbone.num_features, len(setup.classes))
     network = Network(backbone, head)
-    path = setup.folder / "trials" / f"{result.number:04d}" / BEST
+    path = setup.folder / "trials" / f"{result.number:04d}" / SCORED
     if not path.is_file():
         raise DataError(
             f"The weights of trial {result.number} are not kept at {path}. Only those of the best "

@@ -71,7 +71,7 @@ class RunFolder:
 
     def trials(self) -> list[TrialResult]:
         """Return the finished trials in the order in which they ended."""
-        return [TrialResult.from_json(line) for line in _read_lines(self.path / "trials.jsonl")]
+        return [TrialResult.from_json(line) for line in read_lines(self.path / "trials.jsonl")]
 
     def append_event(self, event: Event) -> None:
         """Add one event to `events.jsonl`."""
@@ -80,7 +80,7 @@ class RunFolder:
 
     def events(self) -> list[dict[str, Any]]:
         """Return all events of the run, over all its commands."""
-        return _read_lines(self.path / "events.jsonl")
+        return read_lines(self.path / "events.jsonl")
 
 
 def _append_line(path: Path, data: Mapping[str, Any], *, sync: bool) -> None:
@@ -110,7 +110,8 @@ def _cut_torn_tail(path: Path) -> None:
         file.truncate(whole)
 
 
-def _read_lines(path: Path) -> list[dict[str, Any]]:
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the whole JSON lines of a file; none where it is absent."""
     if not path.exists():
         return []
     lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last newline is torn

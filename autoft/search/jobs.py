@@ -16,7 +16,10 @@ from autoft.values import Estimate, TrialResult
 
 @dataclass(frozen=True)
 class FinishJob:
-    """What is to be finished: which trial, which formats, and the test part, unlocked for this."""
+    """What is to be finished: which trial, which formats, and the test part, unlocked for this.
+
+    Where the test part is empty, `known_test` is what an earlier command read of it.
+    """
 
     winner: TrialResult
     baseline: TrialResult | None
@@ -24,6 +27,7 @@ class FinishJob:
     formats: tuple[str, ...]
     out: Path
     split_hash: str
+    known_test: Estimate | None = None
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -63,8 +65,16 @@ def read_headers(settings: Settings, emit: Emit) -> Catalog:
     )
 
 
-def decode(settings: Settings, folder: RunFolder, catalog: Catalog, emit: Emit) -> Data:
+def decode(
+    settings: Settings,
+    folder: RunFolder,
+    catalog: Catalog,
+    emit: Emit,
+    usable: Callable[[], None] = lambda: None,
+) -> Data:
     """Decode every image once and split them; a split that the run has is kept.
+
+    `usable` is called once it is clear that there is something to train on, before the split.
 
     Raises:
         DataError: too many images are damaged, or the data changed since the run began.
@@ -79,6 +89,7 @@ def decode(settings: Settings, folder: RunFolder, catalog: Catalog, emit: Emit) 
     catalog = catalog.without(bad)
     check_bad(catalog)
     check_classes(catalog)
+    usable()
     split = _split(settings, folder, catalog, fingerprint)
     emit(
         "scan",
@@ -152,14 +163,24 @@ def with_hint(error: UsageError, settings: Settings, local: Mapping[str, Source]
     return UsageError(f"{error}{''.join(hints)}")
 
 
-def rank(settings: Settings, setup: Setup, call: Call, emit: Emit) -> tuple[Setup, list[Ranked]]:
-    """Measure every backbone; return the setup with those that can be used, best first.
+def rank(
+    settings: Settings, setup: Setup, call: Call, emit: Emit, seconds: float
+) -> tuple[Setup, list[Ranked]]:
+    """Measure the backbones; return the setup with those that can be used, best first.
+
+    After `seconds`, those that were not yet measured are left out, if one can be used.
 
     Raises:
         MachineError, UsageError: a backbone that was asked for by name cannot be had.
     """
     emit("phase", name="rank", text=f"ranking {len(setup.sources)} backbones")
-    measured = [_rank_one(label, setup, call, emit) for label in setup.sources]
+    measured: list[Ranked] = []
+    until = time.monotonic() + seconds
+    for label in setup.sources:
+        if time.monotonic() > until and any(not each.error for each in measured):
+            emit("note", text=f"No time to rank {label} and what follows: left out.")
+            break
+        measured.append(_rank_one(label, setup, call, emit))
     failed = [each for each in measured if each.error]
     if failed and settings.backbones:
         kinds = {cls.exit_code: cls for cls in (UsageError, errors.DataError, MachineError)}
@@ -211,9 +232,9 @@ def measure_regime(setup: Setup, ranked: Sequence[Ranked], call: Call, emit: Emi
     return found
 
 
-def augmentations(ranked: Sequence[Ranked]) -> tuple[str, ...]:
+def augmentations(setup: Setup, best: Ranked, call: Call) -> tuple[str, ...]:
     """Return the augmentations that keep labels: no mirroring where that changes them."""
-    if ranked[0].flip_safe:
+    if call(tasks.mirroring_keeps_labels, setup, best):
         return ("none", "crop", "crop_flip", "strong")
     return ("none", "crop")
 
@@ -233,7 +254,17 @@ def _reachable(kind: str) -> tuple[str, ...]:
     return tuple(p.full_name if plugins.shadowed(p) else p.name for p in found)
 
 
-def go_offline() -> None:
-    """Keep every library from the network; the hub reads this when it is first imported."""
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    os.environ["AUTOFT_OFFLINE"] = "1"
+@contextmanager
+def network(*, allowed: bool) -> Iterator[None]:
+    """Keep every library of the workers begun in the block from the network, if not allowed."""
+    names = () if allowed else ("HF_HUB_OFFLINE", "AUTOFT_OFFLINE")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(dict.fromkeys(names, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

@@ -9,6 +9,8 @@ from autoft.errors import UsageError
 from autoft.search.folder import FORMAT, RESULT, RunFolder
 from autoft.search.settings import Settings
 
+BEFORE_A_RUN = {"trials", "run.lock", "run.pid", "events.jsonl"}  # what a refused one leaves
+
 
 def choose_folder(settings: Settings) -> Path:
     """Return the run folder: --out, or runs/<dataset>, taken up again if it is this search's.
@@ -40,7 +42,7 @@ def check_resumable(settings: Settings, folder: RunFolder) -> float:
     """
     known = folder.read_json("run.json")
     if known is None:
-        others = {p.name for p in folder.path.iterdir()} - {"trials", "run.lock", "run.pid"}
+        others = {p.name for p in folder.path.iterdir()} - BEFORE_A_RUN
         if others:
             raise UsageError(
                 f"{folder.path} holds other files ({', '.join(sorted(others)[:3])}) and is no run "

@@ -12,6 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from autoft import plugins
+from autoft.data.catalog import read_catalog
 from autoft.errors import MachineError, UsageError
 from autoft.network.sources import Source
 from autoft.search import prepare
@@ -24,20 +26,22 @@ from autoft.search.engines.local import Seat, run_trials
 from autoft.search.engines.tasks import Begun
 from autoft.search.engines.worker import Worker
 from autoft.search.events import Listener
-from autoft.search.folder import FORMAT, RESULT, claim, open_run
+from autoft.search.folder import FORMAT, RESULT, RunFolder, claim, open_run
 from autoft.search.jobs import Finished, FinishJob
 from autoft.search.portfolio import portfolio
 from autoft.search.prepare import Data
 from autoft.search.resuming import check_resumable, choose_folder
 from autoft.search.session import Session, a_worker
-from autoft.search.settings import Settings, read_settings
+from autoft.search.settings import FORMATS, Settings, check_formats, read_saved
 from autoft.search.stop import listen_for_stop
 from autoft.search.study import Study
 from autoft.selection import winner
 from autoft.selection.regime import Regime
 from autoft.training.job import Ranked, Setup
+from autoft.values import Estimate, TrialResult
 
 FINISH_SECONDS = 30.0  # for exports, before what grows with the images
+RANKING_SHARE = 0.4  # of the time is the most that ranking backbones may take
 LEAST_SHARE = 0.4  # of the time goes to trials at least, whatever the finish may need
 
 
@@ -56,10 +60,8 @@ def run_search(settings: Settings, listen: Listener) -> Path:
             return path
         if settings.engine == "ray":
             ray.check_installed()
-        if settings.offline:
-            prepare.go_offline()
-        _begin(session)
-        with a_worker() as worker:
+        session.emit("phase", name="start", text="starting", left=settings.time - session.spent)
+        with prepare.network(allowed=not settings.offline), a_worker() as worker:
             _search(session, worker)
     return path
 
@@ -85,31 +87,34 @@ def _search(session: Session, first: Worker) -> None:
         session.emit("note", text=f"Left out: {reason}")
     device = begun.devices[0]
     sources = asked or local or prepare.tier_sources(begun.described, device, settings.time)
-    data = prepare.decode(settings, session.folder, catalog, session.emit)
+    data = prepare.decode(
+        settings, session.folder, catalog, session.emit, lambda: _write_run(session)
+    )
     setup = _setup(session, data, sources, device)
 
     def call(task: Any, *arguments: Any) -> Any:
         return session.call(first, task, *arguments)
 
-    setup, ranked = prepare.rank(settings, setup, call, session.emit)
+    ranking = RANKING_SHARE * session.left()
+    setup, ranked = prepare.rank(settings, setup, call, session.emit, ranking)
     regime = prepare.measure_regime(setup, ranked, call, session.emit)
     space = _space(begun.described.space, settings, setup, ranked)
+    space = replace(space, augments=prepare.augmentations(setup, ranked[0], call))
     director = _director(session, space, setup, data, ranked, regime)
     _run_trials(session, director, setup, begun.devices, first)
     end(session, director, first, setup, data, regime)
 
 
-def _begin(session: Session) -> None:
+def _write_run(session: Session) -> None:
+    """Make the folder a run, once it is clear that the search can be made."""
     folder, settings = session.folder, session.settings
     if folder.read_json("run.json") is None:
         meaning = {"format": FORMAT, "created": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
         folder.write_json("run.json", meaning | {"settings": settings.meaning()})
     folder.write_settings(settings.resolved().model_copy(update={"out": str(folder.path)}))
-    session.emit("phase", name="start", text="starting")
 
 
 def _setup(session: Session, data: Data, sources: Mapping[str, Source], device: str) -> Setup:
-    cores = len(os.sched_getaffinity(0))
     return Setup(
         folder=session.folder.path.resolve(),
         store=data.store,
@@ -120,7 +125,7 @@ def _setup(session: Session, data: Data, sources: Mapping[str, Source], device: 
         image_size=data.image_size,
         metric=session.settings.metric,
         device=device,
-        threads=max(1, cores // (session.settings.workers or 1)),
+        threads=len(os.sched_getaffinity(0)),
     )
 
 
@@ -140,7 +145,6 @@ def _space(space: Space, settings: Settings, setup: Setup, ranked: Sequence[Rank
         space,
         backbones=tuple(each.label for each in ranked),
         strategies=strategies,
-        augments=prepare.augmentations(ranked),
     )
 
 
@@ -176,8 +180,7 @@ def _time_for_trials(
     passes = len(session.settings.export) + 2
     images = passes * len(setup.validation) + 2 * len(data.split.test)
     finish = FINISH_SECONDS + 1.2 * images / slowest
-    left = session.settings.time - session.spent - (time.monotonic() - session.began)
-    return max(left - finish, LEAST_SHARE * left)
+    return max(session.left() - finish, LEAST_SHARE * session.left())
 
 
 def _run_trials(
@@ -190,12 +193,13 @@ def _run_trials(
     session.stop.check()
     session.emit("phase", name="search", text="searching")
     count = session.settings.workers or len(devices)
+    threads = max(1, setup.threads // count)
     if session.settings.engine == "ray":
-        gpus = sum(device.startswith("cuda") for device in devices)
-        ray.run_trials(director, setup, count, gpus)
+        allow_gpu = session.settings.device != "cpu"
+        ray.run_trials(director, replace(setup, threads=threads), count, allow_gpu)
         return
-    seats = [Seat(first, devices[0])]
-    seats += [Seat(Worker(), devices[i % len(devices)]) for i in range(1, count)]
+    seats = [Seat(first, devices[0], threads)]
+    seats += [Seat(Worker(), devices[i % len(devices)], threads) for i in range(1, count)]
     try:
         run_trials(director, setup, seats)
     finally:
@@ -204,22 +208,32 @@ def _run_trials(
 
 
 def dry_run(settings: Settings) -> list[str]:
-    """Return what a search would do, in sentences; reads headers, trains nothing."""
-    from autoft.data.catalog import read_catalog
+    """Return what a search would do, in sentences; reads headers, trains nothing.
 
+    Raises:
+        AutoftError: what the search itself would refuse at once.
+    """
+    path = choose_folder(settings)
+    if path.exists():
+        check_resumable(settings, RunFolder(path))
+    asked = prepare.names(settings)
+    for kind, names in (("strategy", asked.strategies), ("head", asked.heads)):
+        for name in names:
+            plugins.find(kind, name)
+    local, _ = prepare.local_sources(settings)
+    chosen = prepare.asked_sources(settings, local) or local
     catalog = read_catalog(settings.dataset)
     size = settings.image_size or prepare.default_image_size(catalog)
-    asked = prepare.names(settings)
-    weights = f"those in {settings.weights}" if settings.weights else "the default tier's"
+    store = len(catalog.items) * round(size / prepare.CROP) ** 2 * 3
     return [
         f"{len(catalog.items)} images of {len(catalog.classes)} classes, "
-        f"{len(catalog.excluded)} excluded; {size} pixels a side.",
-        f"Backbones: {', '.join(settings.backbones) or weights}.",
+        f"{len(catalog.excluded)} excluded; {size} pixels a side, {store / 1e6:.0f} MB decoded.",
+        f"Backbones: {', '.join(chosen) or 'those of the size that fits device and time'}.",
         f"Strategies: {', '.join(asked.strategies)}.",
         f"Heads: {', '.join(asked.heads)}.",
         f"Time: {settings.time:g} s in all, exports ({', '.join(settings.export)}) included; "
         f"trials: {settings.trials or 'as many as fit'}.",
-        f"Run folder: {choose_folder(settings)}.",
+        f"Run folder: {path}.",
     ]
 
 
@@ -228,31 +242,55 @@ def export_trial(
 ) -> Path:
     """Export the winner of a run, or another trial whose weights are kept; return the folder.
 
-    The locked test part is not read again.
+    The locked test part is not read again: what was read of it stays with the winner. In the
+    run's own `best/` the formats that are there are made and proven anew with the others.
 
     Raises:
-        UsageError: no such run or trial.
+        UsageError: no such run, trial or format.
         DataError: its weights are not kept.
     """
     folder = open_run(run)
-    results = folder.trials()
-    chosen = [result for result in results if result.number == trial] if trial is not None else []
-    if trial is not None and not chosen:
-        numbers = ", ".join(str(result.number) for result in winner.usable(results)[:10])
-        raise UsageError(f"{run} has no finished trial {trial}. The best are: {numbers}.")
-    settings = read_settings({}, run / "config.toml")
-    place = out or (run / "exports" / f"{trial:04d}" if chosen else folder.best)
+    try:
+        check_formats(tuple(formats))
+    except ValueError as error:
+        raise UsageError(f"--formats cannot be used: {error}.") from error
+    best, result = _trial_to_export(folder, trial), folder.read_json(RESULT)
+    wins = result is not None and result["winner"]["trial"] == best.number
+    place = out or (folder.best if trial is None else run / "exports" / f"{trial:04d}")
+    if place.resolve() == folder.best.resolve():
+        formats = [name for name in FORMATS if name in formats or _exported(place, name)]
+    settings = read_saved(run)
     with listen_for_stop() as stop, claim(run) as held, a_worker() as worker:
         session = Session(settings, held, listen, stop, time.monotonic())
         catalog = prepare.read_headers(settings, session.emit)
         data = prepare.decode(settings, held, catalog, session.emit)
-        best = chosen[0] if chosen else winner.choose(results)
-        sources = prepare.known_sources(held)
-        setup = _setup(session, data, sources, "cpu")
         job = FinishJob(
-            best, None, data.part(()), tuple(formats), place.resolve(), data.split.hash
+            best,
+            None,
+            data.part(()),
+            tuple(formats),
+            place.resolve(),
+            data.split.hash,
+            Estimate(**result["test"]) if wins and result and result["test"] else None,
         )
+        setup = _setup(session, data, prepare.known_sources(held), "cpu")
         finished: Finished = session.call(worker, tasks.finish, setup, job)
         if finished.notes:
             raise MachineError(" ".join(finished.notes))
     return place
+
+
+def _exported(place: Path, name: str) -> bool:
+    proofs = RunFolder(place).read_json("model.json") or {}
+    return name in {proof["format"] for proof in proofs.get("parity", [])}
+
+
+def _trial_to_export(folder: RunFolder, trial: int | None) -> TrialResult:
+    results = folder.trials()
+    if trial is None:
+        return winner.choose(results)
+    chosen = [result for result in results if result.number == trial]
+    if not chosen:
+        numbers = ", ".join(str(result.number) for result in winner.usable(results)[:10])
+        raise UsageError(f"{folder.path} has no finished trial {trial}. The best are: {numbers}.")
+    return chosen[0]

@@ -30,11 +30,21 @@ class Session:
     spent: float = 0.0  # seconds of earlier commands on the same run
 
     def emit(self, kind: Any, **data: Any) -> None:
-        """Tell the listener and the run folder what happened."""
+        """Tell the listener and the run folder what happened.
+
+        Raises:
+            Interrupted: the user asked to stop, and this is progress of what takes long.
+        """
+        if kind == "progress":
+            self.stop.check()
         event = Event(kind, time.monotonic() - self.began, data)
         if kind not in NOT_WRITTEN:
             self.folder.append_event(event)
         self.listen(event)
+
+    def left(self) -> float:
+        """Return the seconds left of the run's time."""
+        return self.settings.time - self.spent - (time.monotonic() - self.began)
 
     def call(self, worker: Worker, task: Any, *arguments: Any) -> Any:
         """Have a worker do something and wait for it.

@@ -52,7 +52,18 @@ def _check_device(text: str) -> str:
     return text
 
 
-def _check_formats(names: tuple[str, ...]) -> tuple[str, ...]:
+def _expand(path: object) -> object:
+    return str(Path(path).expanduser()) if isinstance(path, str) and path[:1] == "~" else path
+
+
+def check_formats(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Return `names` if each is a format that can be exported.
+
+    Raises:
+        ValueError: one is not (with the closest), or there is none.
+    """
+    if not names:
+        raise ValueError(f"at least one format is needed: {', '.join(FORMATS)}")
     for name in names:
         if name not in FORMATS:
             hint = did_you_mean(name, FORMATS)
@@ -68,8 +79,12 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    dataset: str = Field(description="Folder of labelled images, or sample:digits.")
-    out: str | None = Field(None, description="Run folder [default: runs/<dataset>].")
+    dataset: Annotated[str, BeforeValidator(_expand)] = Field(
+        description="Folder of labelled images, or sample:digits."
+    )
+    out: Annotated[str | None, BeforeValidator(_expand)] = Field(
+        None, description="Run folder [default: runs/<dataset>]."
+    )
     time: Annotated[float, BeforeValidator(parse_time)] = Field(
         1800.0, description="Wall time of the whole command, export included: 90s, 15m, 1.5h."
     )
@@ -77,7 +92,9 @@ class Settings(BaseModel):
     backbones: Names = Field((), description="Backbones to choose among, comma-separated.")
     strategies: Names = Field((), description="Strategies to choose among.")
     heads: Names = Field((), description="Heads to choose among.")
-    weights: str | None = Field(None, description="Folder whose sub-folders hold weights.")
+    weights: Annotated[str | None, BeforeValidator(_expand)] = Field(
+        None, description="Folder whose sub-folders hold weights."
+    )
     metric: Literal["accuracy", "balanced_accuracy", "macro_f1"] = Field(
         "accuracy", description="What the search maximises on the validation part."
     )
@@ -86,10 +103,12 @@ class Settings(BaseModel):
     )
     workers: int | None = Field(None, ge=1, le=64, description="Trials at the same time.")
     engine: Literal["local", "ray"] = Field("local", description="Where trials run.")
-    seed: int = Field(0, ge=0, description="Seed of the split, the search and the trials.")
+    seed: int = Field(
+        0, ge=0, lt=2**31, description="Seed of the split, the search and the trials."
+    )
     image_size: int | None = Field(None, ge=16, le=1024, description="Pixels per side.")
     offline: bool = Field(False, description="Never use the network.")
-    export: Annotated[Names, AfterValidator(_check_formats)] = Field(
+    export: Annotated[Names, AfterValidator(check_formats)] = Field(
         ("onnx", "torchscript"), description="Formats: onnx, torchscript, pt2."
     )
 
@@ -126,6 +145,20 @@ def read_settings(flags: Mapping[str, Any], config: Path | None = None) -> Setti
         return Settings(**{**file, **environment, **layers[""]})
     except ValidationError as error:
         raise UsageError(_explain(error, origin)) from error
+
+
+def read_saved(folder: Path, **changes: Any) -> Settings:
+    """Return the settings that a run was made with; the environment of today has no say.
+
+    Raises:
+        UsageError: `config.toml` is missing or damaged, or a change cannot be.
+    """
+    given = {name: value for name, value in changes.items() if value is not None}
+    saved = _read_toml(folder / "config.toml") | given
+    try:
+        return Settings(**saved)
+    except ValidationError as error:
+        raise UsageError(_explain(error, {})) from error
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

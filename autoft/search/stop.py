@@ -22,7 +22,7 @@ class Stop:
     def check(self) -> None:
         """Raise Interrupted if the user asked to stop."""
         if self.asked:
-            raise Interrupted("Stopped before the first trial ended; nothing was lost.")
+            raise Interrupted("Stopped; nothing is lost, the same command goes on from here.")
 
     def _handle(self, _number: int, _frame: FrameType | None) -> None:
         if self.asked:

@@ -98,7 +98,7 @@ class Study:
                 group=True,
                 constant_liar=True,
                 n_startup_trials=STARTUP_TRIALS,
-                seed=self._seed * 100_003 + number,
+                seed=(self._seed * 100_003 + number) % 2**32,
             )
 
 
@@ -140,9 +140,11 @@ def _frozen(space: Space, result: TrialResult) -> optuna.trial.FrozenTrial:
     space.configure(note, result.config.seed)
     done = result.status == "done" and result.score is not None
     state = TrialState.COMPLETE if done else TrialState.PRUNED
+    if result.status == "failed" or not result.scores:
+        state, done = TrialState.FAIL, False
     return optuna.trial.create_trial(
-        state=state if result.scores else TrialState.FAIL,
-        value=result.score if done and result.scores else None,
+        state=state,
+        value=result.score if done else None,
         params={name: answers[name] for name in found},
         distributions=found,
         intermediate_values=dict(enumerate(result.scores, start=1)),

@@ -1,4 +1,4 @@
-"""What a trial writes: its best weights, its latest state, and its curve.
+"""What a trial writes: the weights that were scored, its latest state, and its curve.
 
 Files are whole or absent (temp, sync, rename). `last.safetensors` holds network and optimiser, so
 that a trial cut off goes on at the epoch it had reached and ends with the same numbers.
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from autoft.data.cache import write_bytes_atomic, write_json_atomic
 from autoft.training.job import Outcome, Report, TrialJob
 
-BEST, LAST = "best.safetensors", "last.safetensors"
+SCORED, LAST = "scored.safetensors", "last.safetensors"
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,7 @@ class State:
 
     epoch: int = 0
     scores: tuple[float, ...] = ()
-    best_score: float | None = None
-    best_loss: float | None = None
+    loss: float | None = None
     seconds: float = 0.0
 
 
@@ -46,9 +45,9 @@ def append_curve(folder: Path, report: Report) -> None:
         file.write(json.dumps(asdict(report)) + "\n")
 
 
-def save_best(folder: Path, network: nn.Module) -> None:
-    """Write the network's weights as the best so far."""
-    write_bytes_atomic(folder / BEST, save(_detached(network.state_dict())))
+def save_scored(folder: Path, network: nn.Module) -> None:
+    """Write the network's weights as those that the latest score belongs to."""
+    write_bytes_atomic(folder / SCORED, save(_detached(network.state_dict())))
 
 
 def save_last(

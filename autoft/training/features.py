@@ -25,7 +25,7 @@ from autoft.values import Preprocess
 
 Features = NDArray[np.float32]
 Progress = Callable[[int, int], None]
-VERSION = 1
+VERSION = 2
 
 
 def pooled_features(
@@ -65,7 +65,8 @@ def _cache_path(
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     digest.update(part.rows.tobytes())
-    view = (VERSION, Path(setup.store.path).name, pre, precision.bf16, flip, setup.device)
+    kind = torch.device(setup.device).type
+    view = (VERSION, Path(setup.store.path).parent.name, pre, precision.bf16, flip, kind)
     digest.update(repr(view).encode())
     return cache_root() / "features" / f"{digest.hexdigest()[:32]}.npy"
 

@@ -40,7 +40,7 @@ class Precision:
 
 @dataclass(frozen=True)
 class Setup:
-    """What all trials of a run share; sent to every worker once."""
+    """What all trials of a run share; it goes to a worker with every task."""
 
     folder: Path
     store: PixelStore
@@ -64,14 +64,14 @@ class Setup:
 class Ranked:
     """What was measured of a backbone: probe scores, speed, and what it is; or why it cannot be.
 
-    Speeds are images per second: forward in its best format, forward in fp32, and trained whole.
+    Speeds are images per second: forward in its best format, forward in fp32 on
+    the CPU, and trained whole.
     """
 
     label: str
     probe: float = 0.0
     balanced_probe: float = 0.0
     balanced_knn: float = 0.0
-    flip_safe: bool = True
     precision: Precision = Precision()
     images_per_second: float = 0.0
     fp32_images_per_second: float = 0.0
@@ -88,7 +88,7 @@ class Ranked:
 
 @dataclass(frozen=True)
 class TrialJob:
-    """One trial to be trained for `epochs` epochs of at most `steps` optimiser steps each.
+    """One trial to be trained for `epochs` epochs.
 
     `deadline` is the wall-clock time (seconds since 1970) at which the trial ends, wherever it is.
     """
@@ -98,7 +98,6 @@ class TrialJob:
     epochs: int
     deadline: float
     precision: Precision = Precision()
-    steps: int | None = None
 
 
 @dataclass(frozen=True)
@@ -115,7 +114,7 @@ class Report:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a trial ended; `score` and `loss` belong to the weights in best.safetensors."""
+    """How a trial ended; `score` and `loss` are those of its last scored epoch and its weights."""
 
     number: int
     status: Status

@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from torch import nn
 
 from autoft.data.views import evaluation_batches
-from autoft.errors import AutoftError
+from autoft.errors import AutoftError, PluginError
 from autoft.network.build import build
 from autoft.training import metrics
 from autoft.training.features import Features, pooled_features
 from autoft.training.job import Part, Precision, Ranked, Setup
-from autoft.training.precision import autocast, choose, place
+from autoft.training.precision import autocast, choose, fp32_per_second, memory_format, place
 from autoft.values import Preprocess
 
 MAX_IMAGES = 5000
@@ -34,39 +34,42 @@ Progress = Callable[[str, int, int], None]
 
 
 def rank_backbone(setup: Setup, label: str, progress: Progress) -> Ranked:
-    """Measure one backbone; one that cannot be built is returned with its reason."""
+    """Measure one backbone; one that cannot be built or run is returned with its reason."""
+    try:
+        return _measure(setup, label, progress)
+    except AutoftError as error:
+        return Ranked(label, error=str(error), exit_code=error.exit_code)
+    except Exception as error:  # noqa: BLE001 - a network may fail in any way on these images
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        text = f"The backbone '{label}' cannot run here: {type(error).__name__}: {reason[:300]}"
+        return Ranked(label, error=text, exit_code=PluginError.exit_code)
+
+
+def _measure(setup: Setup, label: str, progress: Progress) -> Ranked:
     began = time.monotonic()
     source = setup.sources[label]
     torch.manual_seed(0)
-    try:
-        backbone = build(source, image_size=setup.image_size)
-    except AutoftError as error:
-        return Ranked(label, error=str(error), exit_code=error.exit_code)
+    backbone = build(source, image_size=setup.image_size)
     device = torch.device(setup.device)
-    module = backbone.module.to(device)
+    module = backbone.module
     pre = setup.preprocess(backbone)
-    precision, per_second, fp32_per_second = choose(module, setup.image_size, device)
+    cpu_per_second = fp32_per_second(module, setup.image_size)
+    precision, per_second = choose(module.to(device), setup.image_size, device)
 
-    def features(part: Part, what: str, *, flip: bool = False) -> Features:
+    def features(part: Part, what: str) -> Features:
         return pooled_features(
             module,
             setup,
             part,
             pre,
             precision,
-            flip=flip,
             progress=lambda done, total: progress(f"{label}: {what}", done, total),
         )
 
     train, held_out = subsample(setup.train), subsample(setup.validation)
     known = features(train, "training images")
     asked = features(held_out, "validation images")
-    probe = logistic_probe(known, train.labels)
-    probed = probe(asked)
-    accuracy = metrics.score("accuracy", held_out.labels, probed)
-    flipped = metrics.score(
-        "accuracy", held_out.labels, probe(features(held_out, "mirrored", flip=True))
-    )
+    probed = logistic_probe(known, train.labels)(asked)
     return Ranked(
         label=label,
         probe=metrics.score(setup.metric, held_out.labels, probed),
@@ -74,10 +77,9 @@ def rank_backbone(setup: Setup, label: str, progress: Progress) -> Ranked:
         balanced_knn=metrics.score(
             "balanced_accuracy", held_out.labels, nearest(known, train.labels, asked)
         ),
-        flip_safe=bool(flipped >= accuracy - FLIP_MAY_COST),
         precision=precision,
         images_per_second=per_second,
-        fp32_images_per_second=fp32_per_second,
+        fp32_images_per_second=cpu_per_second,
         trained_per_second=_trained_per_second(module, setup, pre, precision),
         num_stages=len(backbone.stages),
         parameters=sum(parameter.numel() for parameter in module.parameters()),
@@ -86,6 +88,26 @@ def rank_backbone(setup: Setup, label: str, progress: Progress) -> Ranked:
         license=backbone.license,
         seconds=time.monotonic() - began,
     )
+
+
+def mirroring_keeps_labels(setup: Setup, ranked: Ranked) -> bool:
+    """Tell whether a probe still knows the validation images when they are mirrored.
+
+    A mirrored flower is a flower; a mirrored digit often is none.
+    """
+    torch.manual_seed(0)
+    backbone = build(setup.sources[ranked.label], image_size=setup.image_size)
+    module, pre = backbone.module.to(setup.device), setup.preprocess(backbone)
+    module.to(memory_format=memory_format(ranked.precision))
+    train, held_out = subsample(setup.train), subsample(setup.validation)
+
+    def features(part: Part, *, flip: bool = False) -> Features:
+        return pooled_features(module, setup, part, pre, ranked.precision, flip=flip)
+
+    probe = logistic_probe(features(train), train.labels)
+    plain = (probe(features(held_out)) == held_out.labels).mean()
+    mirrored = (probe(features(held_out, flip=True)) == held_out.labels).mean()
+    return bool(mirrored >= plain - FLIP_MAY_COST)
 
 
 def subsample(part: Part, limit: int = MAX_IMAGES) -> Part:

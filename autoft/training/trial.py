@@ -1,4 +1,4 @@
-"""One trial, top to bottom: build, warm the head, train epoch by epoch, score, keep the best.
+"""One trial, top to bottom: build, warm the head, train epoch by epoch, score, keep what scored.
 
 Read `train_trial` first. A strategy that never thaws a stage trains its head on cached features;
 every other trial starts from a head that was fitted the same way (Kumar et al. 2022: a random head
@@ -34,7 +34,6 @@ from autoft.training.probe import NonFiniteLoss
 from autoft.values import Backbone, Part, Preprocess, Status
 
 CLIP = 1.0
-HEAD_ROUNDS = 4
 
 
 @dataclass
@@ -180,7 +179,7 @@ def _features(trial: Trial, part: jobs.Part) -> np.ndarray:
 
 
 def _tune(trial: Trial) -> Status:
-    """Train what the strategy thaws, from a fitted head, and keep the best epoch."""
+    """Train what the strategy thaws, from a fitted head, epoch by epoch."""
     optimizer = make_optimizer(trial.network, trial.recipe)
     trial.state = checkpoint.load_last(trial.folder, trial.network, optimizer)
     if trial.state.epoch == 0 and trial.pretrained:
@@ -214,16 +213,13 @@ def _epoch(trial: Trial, optimizer: torch.optim.Optimizer) -> float | None:
         seed=seed,
         epoch=epoch,
     )
-    steps = steps_per_epoch(len(part), how.batch_size, trial.job.steps)
+    steps = steps_per_epoch(len(part), how.batch_size)
     total = torch.zeros((), device=trial.device)
     trial.network.train()
     for step, (images, labels) in enumerate(batches):
         if time.time() > trial.job.deadline:
             batches.close()
             return None
-        if step == steps:
-            batches.close()
-            break
         progress = (epoch + step / steps) / trial.job.epochs
         total += _step(trial, optimizer, images, labels, progress)
     return float(total) / steps
@@ -234,10 +230,10 @@ def _apply_rates(trial: Trial, progress: float) -> None:
     trial.network.set_rates(trial.strategy.rates(progress), norm_statistics=not trial.pretrained)
 
 
-def steps_per_epoch(images: int, batch_size: int, limit: int | None) -> int:
+def steps_per_epoch(images: int, batch_size: int) -> int:
     """Return the number of optimiser steps in an epoch; a last batch of one image is dropped."""
     whole, rest = divmod(images, batch_size)
-    return max(1, min(whole + (rest > 1), limit or images))
+    return max(1, whole + (rest > 1))
 
 
 def _step(
@@ -269,21 +265,20 @@ def _step(
 
 
 def _after_epoch(trial: Trial, epoch: int, scored: Scored, train_loss: float) -> bool:
-    """Record an epoch, keep its weights if they are the best, and ask whether to go on."""
+    """Record an epoch, keep its weights, and ask whether to go on.
+
+    The latest epoch counts, not the best: the schedule ends low, and picking the luckiest of many
+    epochs on a small validation part is mostly picking noise.
+    """
     if not scored.finite:
         raise NonFiniteLoss(f"non_finite_score after epoch {epoch} (score={scored.score})")
-    state = trial.state
-    known = state.best_score
-    best = known is None or (scored.score, -scored.loss) > (known, -(state.best_loss or 0.0))
-    if best:
-        checkpoint.save_best(trial.folder, trial.network)
+    checkpoint.save_scored(trial.folder, trial.network)
     elapsed = time.monotonic() - trial.began
     trial.state = checkpoint.State(
         epoch=epoch,
-        scores=(*state.scores, scored.score),
-        best_score=scored.score if best else state.best_score,
-        best_loss=scored.loss if best else state.best_loss,
-        seconds=state.seconds + elapsed,
+        scores=(*trial.state.scores, scored.score),
+        loss=scored.loss,
+        seconds=trial.state.seconds + elapsed,
     )
     trial.began += elapsed
     report = Report(
@@ -301,8 +296,8 @@ def _outcome(trial: Trial, status: Status, error: str = "") -> Outcome:
         number=trial.job.number,
         status=status if state.scores or status == "failed" else "failed",
         scores=state.scores,
-        score=state.best_score if usable else None,
-        loss=state.best_loss if usable else None,
+        score=state.scores[-1] if usable and state.scores else None,
+        loss=state.loss if usable else None,
         seconds=state.seconds + time.monotonic() - trial.began,
         error=error or ("" if state.scores else "no epoch was finished before the deadline"),
     )

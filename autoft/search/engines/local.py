@@ -22,6 +22,7 @@ class Seat:
 
     worker: Worker
     device: str
+    threads: int
     job: TrialJob | None = field(default=None)
 
 
@@ -43,13 +44,15 @@ def run_trials(director: Director, setup: Setup, seats: Sequence[Seat]) -> None:
     for seat in seats:
         if seat.job is not None:
             seat.job = None
-            seat.worker.restart()
+            seat.worker.kill()
 
 
 def _give(director: Director, seat: Seat, setup: Setup) -> None:
     seat.job = director.next_job()
     if seat.job is not None:
-        seat.worker.send(tasks.train, replace(setup, device=seat.device), seat.job)
+        seat.worker.send(
+            tasks.train, replace(setup, device=seat.device, threads=seat.threads), seat.job
+        )
 
 
 def _look(director: Director, seat: Seat) -> None:

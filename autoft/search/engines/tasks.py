@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from autoft.errors import AutoftError, MachineError
+from autoft.errors import AutoftError, MachineError, PluginError
 from autoft.network.sources import Source
 from autoft.search.configs import Space, StrategyInfo
 from autoft.search.jobs import Finished, FinishJob
@@ -119,6 +119,11 @@ def _each(
             if asked:
                 raise
             broken.append(str(error))
+        except Exception as error:
+            text = f"The plugin '{name}' fails: {type(error).__name__}: {error}"
+            if asked:
+                raise PluginError(text) from error
+            broken.append(text)
     return found
 
 
@@ -194,6 +199,14 @@ def pixel_control(link: Link, setup: Setup) -> float:
     return measure(setup)
 
 
+def mirroring_keeps_labels(link: Link, setup: Setup, ranked: Ranked) -> bool:
+    """Measure whether mirrored images keep their labels."""
+    from autoft.training.rank import mirroring_keeps_labels as measure
+
+    _use_threads(setup)
+    return measure(setup, ranked)
+
+
 def train(link: Link, setup: Setup, job: TrialJob) -> Outcome:
     """Train one trial; whatever a plugin does wrong in it is the trial's failure."""
     from autoft.training.trial import train_trial
@@ -219,5 +232,5 @@ def finish(link: Link, setup: Setup, job: FinishJob) -> Finished:
 def _use_threads(setup: Setup) -> None:
     import torch
 
-    if setup.device == "cpu" and torch.get_num_threads() != setup.threads:
+    if torch.get_num_threads() != setup.threads:
         torch.set_num_threads(setup.threads)
