@@ -9,24 +9,31 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
+import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from autoft.errors import MachineError
 from autoft.search.director import Director
 from autoft.search.engines import tasks
+from autoft.search.engines.local import GRACE
 from autoft.search.engines.tasks import Link
+from autoft.search.folder import read_lines
 from autoft.training.job import Outcome, Report, Setup, TrialJob
 
 RETRIES = 1  # of a trial whose actor or node died; it goes on from its last epoch
 QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # our run folder is the log
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is ours
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # paths mean in a trial what they mean here
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -35,11 +42,18 @@ QUIET = {
 
 @dataclass
 class Bridge:
-    """What Ray's trials are to our director."""
+    """What Ray's trials are to our director, and what the director raised while Ray called it."""
 
     director: Director
     jobs: dict[str, TrialJob] = field(default_factory=dict)
-    reports: dict[int, list[Report]] = field(default_factory=dict)
+    placed: set[str] = field(default_factory=set)
+    reports: dict[int, dict[int, Report]] = field(default_factory=dict)
+    errors: dict[str, str] = field(default_factory=dict)
+    raised: Exception | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Give nothing to Ray's pickles of the experiment: they are never read."""
+        return {}
 
     def suggest(self, trial_id: str) -> TrialJob | None:
         """Return the next job for Ray's trial, or None where there is none."""
@@ -54,29 +68,65 @@ class Bridge:
         if told is None:
             return True
         report = Report(**json.loads(told))
-        self.reports.setdefault(self.jobs[trial_id].number, []).append(report)
-        return self.director.on_report(report)
+        known = self.reports.setdefault(self.jobs[trial_id].number, {})
+        if report.epoch in known:  # its actor died before the epoch's state was on the disk
+            return True
+        known[report.epoch] = report
+        goes_on = False
+        with self._holding():
+            goes_on = self.director.on_report(report)
+        return goes_on and self.raised is None
 
     def on_end(self, trial_id: str, result: dict[str, Any] | None, *, error: bool) -> None:
         """Pass on how a trial ended: by itself, stopped at a rung, or with its actor."""
-        job = self.jobs.pop(trial_id)
-        if self.director.cancelled:
+        job = self.jobs.pop(trial_id, None)
+        if job is None or self.director.cancelled:
             return
-        told = (result or {}).get("outcome")
-        if told is not None:
-            outcome = json.loads(told)
-            self.director.on_outcome(Outcome(**{**outcome, "scores": tuple(outcome["scores"])}))
-        elif error:
-            reason = "its Ray actor died, and died again when it was retried"
-            self.director.on_outcome(Outcome(job.number, "failed", error=reason))
-        else:
-            self.director.on_outcome(self._stopped(job.number))
+        told = json.loads((result or {}).get("outcome", "null"))
+        with self._holding():
+            if told is not None:
+                outcome = Outcome(**{**told, "scores": tuple(told["scores"])})
+            elif error:
+                reason = f"its Ray actor failed twice: {self.errors.get(trial_id, 'no reason')}"
+                outcome = Outcome(job.number, "failed", error=reason)
+            else:
+                outcome = self._stopped(job.number)
+            self.director.on_outcome(outcome)
+
+    def must_end(self) -> bool:
+        """Tell whether Ray must end everything now; give up what ran past its deadline."""
+        if self.director.cancelled or self.raised is not None:
+            return True
+        if not self.jobs or time.time() < max(j.deadline for j in self.jobs.values()) + GRACE:
+            return False
+        late, self.jobs = self.jobs, {}
+        for trial_id, job in late.items():
+            reason = "it hung past its deadline"
+            if trial_id not in self.placed:
+                reason = "no node of the Ray cluster had room for it before its deadline"
+            with self._holding():
+                self.director.on_outcome(Outcome(job.number, "failed", error=reason))
+        return True
 
     def _stopped(self, number: int) -> Outcome:
-        reports = self.reports.get(number, [])
-        best = max(reports, key=lambda each: (each.score, -each.loss))
-        scores = tuple(each.score for each in reports)
-        return Outcome(number, "stopped", scores, best.score, best.loss, reports[-1].seconds)
+        """Return the outcome that the trial itself could no longer tell.
+
+        Its folder also knows the epochs before the search was resumed.
+        """
+        folder = self.director.folder.trial(number)
+        reports = {line["epoch"]: Report(**line) for line in read_lines(folder / "metrics.jsonl")}
+        told = [report for _, report in sorted((reports | self.reports[number]).items())]
+        (folder / "last.safetensors").unlink(missing_ok=True)  # it will not be gone on with
+        scores, last = tuple(each.score for each in told), told[-1]
+        return Outcome(number, "stopped", scores, last.score, last.loss, last.seconds)
+
+    @contextmanager
+    def _holding(self) -> Iterator[None]:
+        """Hold what the director raises until Ray has ended; Ray would call it a failed trial."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - run_trials raises it again
+            self.raised = self.raised or error
 
 
 def check_installed() -> None:
@@ -89,14 +139,16 @@ def check_installed() -> None:
         raise MachineError("--engine ray needs Ray Tune. Install it: pip install 'autoft[ray]'.")
 
 
-def run_trials(director: Director, setup: Setup, count: int, devices: int) -> None:
-    """Run the director's trials on Ray, `count` at a time over `devices` GPUs (0: CPUs only)."""
+def run_trials(director: Director, setup: Setup, count: int, allow_gpu: bool) -> None:
+    """Run the director's trials on Ray, `count` at a time, on GPUs where allowed and there.
+
+    A trial whose actor dies is tried once more; one that hangs past its deadline is given up.
+    """
     from ray import tune
 
     bridge = Bridge(director)
-    gpus = {"gpu": min(1.0, devices / count)} if setup.device.startswith("cuda") else {}
-    resources = {"cpu": float(setup.threads), **gpus}
     with _cluster(), tempfile.TemporaryDirectory(prefix="autoft-ray-") as scratch:
+        resources = _resources(setup.threads, count, allow_gpu=allow_gpu)
         tuner = tune.Tuner(
             tune.with_resources(tune.with_parameters(_train, setup=setup), resources),
             tune_config=tune.TuneConfig(
@@ -114,28 +166,44 @@ def run_trials(director: Director, setup: Setup, count: int, devices: int) -> No
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=RETRIES),
                 stop=_stopper(bridge),
+                callbacks=[_watcher(bridge)],
             ),
         )
         tuner.fit()
+    if bridge.raised is not None:
+        raise bridge.raised
 
 
 def _train(config: dict[str, Any], setup: Setup) -> None:
-    """Run one trial inside a Ray actor."""
+    """Run one trial inside a Ray actor, on the GPU that Ray gave it, if any."""
+    import ray
+    import torch
     from ray import tune
 
+    ended = False
+
     def report(state: Report) -> bool:
-        tune.report({"report": json.dumps(asdict(state))})
+        nonlocal ended
+        try:
+            tune.report({"report": json.dumps(asdict(state))})
+        except SystemExit:
+            ended = True
+            raise
         return True  # Ray ends the trial itself where the scheduler said so
 
-    link = Link(progress=lambda *_: None, report=report)
-    device = "cuda:0" if setup.device.startswith("cuda") else setup.device
-    outcome = tasks.train(link, replace(setup, device=device), config["job"])
+    has_gpu = bool(ray.get_gpu_ids()) and torch.cuda.is_available()
+    placed = replace(setup, device="cuda:0" if has_gpu else "cpu")
+    outcome = tasks.train(Link(lambda *_: None, report), placed, config["job"])
+    if ended:
+        # `tasks.train` took Ray's exit for the trial's failure. Nobody would fetch a report now:
+        # it would wait for ever, and the actor could not take another trial.
+        sys.exit(0)
     tune.report({"outcome": json.dumps(asdict(outcome))})
 
 
 @contextmanager
 def _cluster() -> Iterator[None]:
-    """Connect to the cluster at RAY_ADDRESS, or start one on this machine for the run."""
+    """Connect to the cluster at RAY_ADDRESS or of this machine, or start one for the run."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     import ray
@@ -150,6 +218,24 @@ def _cluster() -> Iterator[None]:
     finally:
         if ours:
             ray.shutdown()
+
+
+def _resources(threads: int, count: int, *, allow_gpu: bool) -> dict[str, float]:
+    """Return what one of `count` trials asks of the cluster, so little that all run at once."""
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = [node for node in nodes if node.get("CPU")]
+    with_gpu = [node for node in nodes if node.get("GPU")] if allow_gpu else []
+    nodes = with_gpu or nodes
+    cpus = [float(node["CPU"]) for node in nodes]
+    share = sum(cpus) / count if cpus else float(threads)
+    share = math.floor(share) if share >= 1 else math.floor(share * 1000) / 1000
+    asked: dict[str, float] = {"cpu": min([float(threads), share, *cpus])}
+    if with_gpu:
+        gpus = sum(node["GPU"] for node in with_gpu)
+        asked["gpu"] = 1.0 / math.ceil(count / gpus)
+    return asked
 
 
 def _searcher(bridge: Bridge) -> Any:
@@ -169,19 +255,12 @@ def _searcher(bridge: Bridge) -> Any:
         ) -> None:
             bridge.on_end(trial_id, result, error=error)
 
-        def save(self, checkpoint_path: str) -> None:
-            """Write nothing: the run folder is the truth."""
+        def save(self, *_: str) -> None:
+            """Write and read nothing: the run folder is the truth."""
 
-        def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
-            """Write nothing: the run folder is the truth."""
+        save_to_dir = restore = save
 
-        def restore(self, checkpoint_path: str) -> None:
-            """Read nothing: the run folder is the truth."""
-
-        def __getstate__(self) -> dict[str, Any]:
-            return {}
-
-    return StudySearcher(metric="score", mode="max")
+    return StudySearcher()  # without a metric, or Ray wants it in every report
 
 
 def _scheduler(bridge: Bridge) -> Any:
@@ -194,25 +273,35 @@ def _scheduler(bridge: Bridge) -> Any:
             goes_on = bridge.on_result(trial.trial_id, result)
             return str(self.CONTINUE if goes_on else self.STOP)
 
-        def __getstate__(self) -> dict[str, Any]:
-            return {}
+        def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+            text = Path(trial.error_file).read_text(encoding="utf-8") if trial.error_file else ""
+            bridge.errors[trial.trial_id] = (text.strip().splitlines() or ["no reason"])[-1][:500]
 
     return StudyScheduler()
+
+
+def _watcher(bridge: Bridge) -> Any:
+    from ray.tune import Callback
+
+    class Watcher(Callback):  # type: ignore[misc]  # Ray ships no types
+        """Notes which trials found a place on the cluster."""
+
+        def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+            bridge.placed.add(trial.trial_id)
+
+    return Watcher()
 
 
 def _stopper(bridge: Bridge) -> Any:
     from ray.tune import Stopper
 
-    class Cancelled(Stopper):  # type: ignore[misc]  # Ray ships no types
-        """Ends everything once the user asked for it."""
+    class Ending(Stopper):  # type: ignore[misc]  # Ray ships no types
+        """Ends everything where the bridge says so, and no trial by itself."""
 
         def __call__(self, trial_id: str, result: Any) -> bool:
             return False
 
         def stop_all(self) -> bool:
-            return bridge.director.cancelled
+            return bridge.must_end()
 
-        def __getstate__(self) -> dict[str, Any]:
-            return {}
-
-    return Cancelled()
+    return Ending()
