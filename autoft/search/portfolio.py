@@ -32,7 +32,7 @@ SHALLOW: Answers = {"strategy": "freeze", "strategy.freeze.depth": 0.25, "train.
 NORMS: Answers = {"strategy": "norm_bias", "train.lr": 1e-3}
 LATER: Answers = {"strategy": "probe_then_tune"}
 GRADUAL: Answers = {"strategy": "gradual"}
-FROM_SCRATCH = "resnet18"  # learns from random weights on little data
+FROM_SCRATCH = "resnet10t"  # small, and learns from random weights on little data
 SCRATCH: Answers = {"strategy": "scratch", "train.lr": 2e-3, "train.augment": "crop"}
 
 RECIPES: Mapping[str, tuple[Answers, ...]] = {
