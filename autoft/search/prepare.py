@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -29,6 +31,7 @@ from autoft.training.job import Part, Ranked, Setup
 
 CROP = 0.875  # the share of the resized square that the network sees, as timm's default
 SMALLEST, STEP = 64, 32  # pixels: small images are enlarged to at least this, in such steps
+LOOK_SECONDS = 3.0  # that the hub gets to answer
 USUAL_SIZE = 224
 BEHIND = 0.10  # a backbone whose probe is further behind the best is not searched
 LONG = 3600.0  # seconds from which a larger tier pays
@@ -252,6 +255,25 @@ def names(settings: Settings) -> Names:
 def _reachable(kind: str) -> tuple[str, ...]:
     found = plugins.installed(kind)
     return tuple(p.full_name if plugins.shadowed(p) else p.name for p in found)
+
+
+def wants_network(settings: Settings, emit: Emit) -> bool:
+    """Tell whether weights may be fetched: not with --offline, and not where the hub is far.
+
+    The hub's client retries for a minute per file where there is no network; one short look first
+    saves the run's time. Behind a proxy nothing can be said, and the client is left to try.
+    """
+    if settings.offline or (settings.weights and not settings.backbones):
+        return not settings.offline
+    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY")):
+        return True
+    hub = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
+    try:
+        socket.create_connection((hub.hostname or "", hub.port or 443), LOOK_SECONDS).close()
+    except OSError:
+        emit("note", text=f"{hub.hostname} cannot be reached: going on offline.")
+        return False
+    return True
 
 
 @contextmanager

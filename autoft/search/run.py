@@ -61,7 +61,8 @@ def run_search(settings: Settings, listen: Listener) -> Path:
         if settings.engine == "ray":
             ray.check_installed()
         session.emit("phase", name="start", text="starting", left=settings.time - session.spent)
-        with prepare.network(allowed=not settings.offline), a_worker() as worker:
+        allowed = prepare.wants_network(settings, session.emit)
+        with prepare.network(allowed=allowed), a_worker() as worker:
             _search(session, worker)
     return path
 

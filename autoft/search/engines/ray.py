@@ -34,6 +34,7 @@ QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # our run folder is the log
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is ours
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # paths mean in a trial what they mean here
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # the trial's own error tells
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -64,10 +65,9 @@ class Bridge:
 
     def on_result(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Pass a report on; tell whether the trial shall go on."""
-        told = result.get("report")
-        if told is None:
+        if "report" not in result:  # it is the outcome
             return True
-        report = Report(**json.loads(told))
+        report = Report(**json.loads(result["report"]))
         known = self.reports.setdefault(self.jobs[trial_id].number, {})
         if report.epoch in known:  # its actor died before the epoch's state was on the disk
             return True
@@ -87,7 +87,7 @@ class Bridge:
             if told is not None:
                 outcome = Outcome(**{**told, "scores": tuple(told["scores"])})
             elif error:
-                reason = f"its Ray actor failed twice: {self.errors.get(trial_id, 'no reason')}"
+                reason = f"its Ray actor failed twice: {self.errors.get(trial_id, '')}"
                 outcome = Outcome(job.number, "failed", error=reason)
             else:
                 outcome = self._stopped(job.number)
@@ -101,18 +101,14 @@ class Bridge:
             return False
         late, self.jobs = self.jobs, {}
         for trial_id, job in late.items():
-            reason = "it hung past its deadline"
-            if trial_id not in self.placed:
-                reason = "no node of the Ray cluster had room for it before its deadline"
+            no_room = "no node of the Ray cluster had room for it before its deadline"
+            reason = "it hung past its deadline" if trial_id in self.placed else no_room
             with self._holding():
                 self.director.on_outcome(Outcome(job.number, "failed", error=reason))
         return True
 
     def _stopped(self, number: int) -> Outcome:
-        """Return the outcome that the trial itself could no longer tell.
-
-        Its folder also knows the epochs before the search was resumed.
-        """
+        """Return the outcome; the folder also knows epochs from before the search was resumed."""
         folder = self.director.folder.trial(number)
         reports = {line["epoch"]: Report(**line) for line in read_lines(folder / "metrics.jsonl")}
         told = [report for _, report in sorted((reports | self.reports[number]).items())]
@@ -210,9 +206,8 @@ def _cluster() -> Iterator[None]:
 
     ours = not ray.is_initialized()
     if ours:
-        # The dashboard lets anyone who reaches it run code: it stays off.
-        local = {} if os.environ.get("RAY_ADDRESS") else {"include_dashboard": False}
-        ray.init(log_to_driver=False, logging_level=logging.ERROR, **local)
+        # The dashboard lets anyone who reaches it run code: it stays off where we start Ray.
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
     try:
         yield
     finally:
@@ -228,14 +223,12 @@ def _resources(threads: int, count: int, *, allow_gpu: bool) -> dict[str, float]
     nodes = [node for node in nodes if node.get("CPU")]
     with_gpu = [node for node in nodes if node.get("GPU")] if allow_gpu else []
     nodes = with_gpu or nodes
-    cpus = [float(node["CPU"]) for node in nodes]
-    share = sum(cpus) / count if cpus else float(threads)
+    cpus = [float(node["CPU"]) for node in nodes] or [float(threads)]
+    share = sum(cpus) / count
     share = math.floor(share) if share >= 1 else math.floor(share * 1000) / 1000
-    asked: dict[str, float] = {"cpu": min([float(threads), share, *cpus])}
-    if with_gpu:
-        gpus = sum(node["GPU"] for node in with_gpu)
-        asked["gpu"] = 1.0 / math.ceil(count / gpus)
-    return asked
+    cpu = min([float(threads), share, *cpus])
+    gpus = sum(node["GPU"] for node in with_gpu)
+    return {"cpu": cpu, "gpu": 1 / math.ceil(count / gpus)} if gpus else {"cpu": cpu}
 
 
 def _searcher(bridge: Bridge) -> Any:
@@ -275,7 +268,7 @@ def _scheduler(bridge: Bridge) -> Any:
 
         def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
             text = Path(trial.error_file).read_text(encoding="utf-8") if trial.error_file else ""
-            bridge.errors[trial.trial_id] = (text.strip().splitlines() or ["no reason"])[-1][:500]
+            bridge.errors[trial.trial_id] = (text.strip().splitlines() or [""])[-1][:500]
 
     return StudyScheduler()
 
