@@ -12,6 +12,8 @@ from PIL import Image
 
 # Before anything imports huggingface_hub, which reads it once.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# A Ray cluster of our own, whatever else runs on this machine.
+os.environ["RAY_ADDRESS"] = "local"
 # Small networks on small batches: two threads only wait for each other.
 os.environ["OMP_NUM_THREADS"] = "1"
 KEPT = ("AUTOFT_SHARED",)

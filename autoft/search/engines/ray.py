@@ -35,6 +35,7 @@ QUIET = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is ours
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # paths mean in a trial what they mean here
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # the trial's own error tells
+    "RAY_USAGE_STATS_ENABLED": "0",  # nothing is sent anywhere
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -87,8 +88,8 @@ class Bridge:
             if told is not None:
                 outcome = Outcome(**{**told, "scores": tuple(told["scores"])})
             elif error:
-                reason = f"its Ray actor failed twice: {self.errors.get(trial_id, '')}"
-                outcome = Outcome(job.number, "failed", error=reason)
+                why = f"its Ray actor failed twice: {self.errors.get(trial_id, '')}"
+                outcome = Outcome(job.number, "failed", error=why)
             else:
                 outcome = self._stopped(job.number)
             self.director.on_outcome(outcome)
@@ -136,10 +137,7 @@ def check_installed() -> None:
 
 
 def run_trials(director: Director, setup: Setup, count: int, allow_gpu: bool) -> None:
-    """Run the director's trials on Ray, `count` at a time, on GPUs where allowed and there.
-
-    A trial whose actor dies is tried once more; one that hangs past its deadline is given up.
-    """
+    """Run the director's trials on Ray, `count` at a time, on GPUs where allowed and there."""
     from ray import tune
 
     bridge = Bridge(director)
@@ -207,7 +205,10 @@ def _cluster() -> Iterator[None]:
     ours = not ray.is_initialized()
     if ours:
         # The dashboard lets anyone who reaches it run code: it stays off where we start Ray.
-        ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
+        try:
+            ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
+        except ConnectionError as error:
+            raise MachineError(f"{error}. Start it, or unset RAY_ADDRESS.") from error
     try:
         yield
     finally:
@@ -219,11 +220,9 @@ def _resources(threads: int, count: int, *, allow_gpu: bool) -> dict[str, float]
     """Return what one of `count` trials asks of the cluster, so little that all run at once."""
     import ray
 
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    nodes = [node for node in nodes if node.get("CPU")]
+    nodes = [n["Resources"] for n in ray.nodes() if n["Alive"] and n["Resources"].get("CPU")]
     with_gpu = [node for node in nodes if node.get("GPU")] if allow_gpu else []
-    nodes = with_gpu or nodes
-    cpus = [float(node["CPU"]) for node in nodes] or [float(threads)]
+    cpus = [float(node["CPU"]) for node in with_gpu or nodes] or [float(threads)]
     share = sum(cpus) / count
     share = math.floor(share) if share >= 1 else math.floor(share * 1000) / 1000
     cpu = min([float(threads), share, *cpus])
