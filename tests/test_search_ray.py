@@ -23,7 +23,7 @@ from autoft.search.engines import ray, tasks
 from autoft.search.engines.tasks import Names
 from autoft.search.folder import RunFolder
 from autoft.search.study import Study
-from autoft.training.job import Part, Ranked, Setup
+from autoft.training.job import Images, Ranked, Setup
 from autoft.values import TrialResult
 
 pytest.importorskip("ray")
@@ -40,7 +40,7 @@ def setup(photos, tiny_weights, tmp_path) -> Setup:
     split = make_split(catalog, 0)
     rows, labels = catalog.rows(), catalog.labels()
     train, validation = (
-        Part(rows[np.asarray(part)], labels[np.asarray(part)])
+        Images(rows[np.asarray(part)], labels[np.asarray(part)])
         for part in (split.train, split.validation)
     )
     (tmp_path / "trials").mkdir()

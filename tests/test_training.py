@@ -21,8 +21,7 @@ from autoft.search.finish import load_trial
 from autoft.training import checkpoint
 from autoft.training.evaluate import evaluate
 from autoft.training.features import pooled_features
-from autoft.training.job import Part as Images
-from autoft.training.job import Precision, Setup, TrialJob
+from autoft.training.job import Images, Precision, Setup, TrialJob
 from autoft.training.metrics import score
 from autoft.training.optim import schedule
 from autoft.training.probe import fit_head

@@ -32,7 +32,7 @@ from autoft.selection.intervals import estimate
 from autoft.training import metrics
 from autoft.training.checkpoint import SCORED
 from autoft.training.evaluate import EVALUATION_BATCH, logits_of
-from autoft.training.job import Part, Precision, Setup
+from autoft.training.job import Images, Precision, Setup
 from autoft.training.trial import build_head
 from autoft.values import Backbone, Estimate, Preprocess, TrialResult
 
@@ -126,7 +126,7 @@ def _export(
 
 
 def _batches(
-    setup: Setup, part: Part, pre: Preprocess, what: str, progress: Progress
+    setup: Setup, part: Images, pre: Preprocess, what: str, progress: Progress
 ) -> Iterator[Tensor]:
     done = 0
     for images in evaluation_batches(setup.store, part.rows, pre, EVALUATION_BATCH):
@@ -136,13 +136,13 @@ def _batches(
 
 
 def _logits(
-    network: Network, setup: Setup, part: Part, pre: Preprocess, what: str, progress: Progress
+    network: Network, setup: Setup, part: Images, pre: Preprocess, what: str, progress: Progress
 ) -> NDArray[np.float32]:
     batches = _batches(setup, part, pre, f"scoring the {what} part", progress)
     return logits_of(network, batches, CPU, Precision(channels_last=True))
 
 
-def _estimate(setup: Setup, part: Part, logits: NDArray[np.float32]) -> Estimate:
+def _estimate(setup: Setup, part: Images, logits: NDArray[np.float32]) -> Estimate:
     return estimate(setup.metric, part.labels, metrics.predict(logits))
 
 

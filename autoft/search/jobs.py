@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autoft.training.job import Part
+from autoft.training.job import Images
 from autoft.values import Estimate, TrialResult
 
 
@@ -23,7 +23,7 @@ class FinishJob:
 
     winner: TrialResult
     baseline: TrialResult | None
-    test: Part
+    test: Images
     formats: tuple[str, ...]
     out: Path
     split_hash: str

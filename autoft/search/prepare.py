@@ -27,7 +27,7 @@ from autoft.search.portfolio import FROM_SCRATCH
 from autoft.search.settings import Settings
 from autoft.selection import regime as regimes
 from autoft.selection.regime import Regime
-from autoft.training.job import Part, Ranked, Setup
+from autoft.training.job import Images, Ranked, Setup
 
 CROP = 0.875  # the share of the resized square that the network sees, as timm's default
 SMALLEST, STEP = 64, 32  # pixels: small images are enlarged to at least this, in such steps
@@ -49,10 +49,10 @@ class Data:
     store: PixelStore
     image_size: int
 
-    def part(self, indices: Sequence[int]) -> Part:
+    def part(self, indices: Sequence[int]) -> Images:
         """Return the rows and labels of the items at `indices` of the catalog."""
         chosen = np.asarray(indices, dtype=np.int64)
-        return Part(self.catalog.rows()[chosen], self.catalog.labels()[chosen])
+        return Images(self.catalog.rows()[chosen], self.catalog.labels()[chosen])
 
 
 def read_headers(settings: Settings, emit: Emit) -> Catalog:

@@ -12,7 +12,7 @@ from torch import Tensor
 from autoft.data.views import evaluation_batches
 from autoft.network.assemble import Network
 from autoft.training import metrics
-from autoft.training.job import Part, Precision, Setup
+from autoft.training.job import Images, Precision, Setup
 from autoft.training.metrics import Logits
 from autoft.training.precision import autocast, place
 from autoft.values import Preprocess
@@ -49,7 +49,7 @@ def logits_of(
 
 
 def evaluate(
-    network: Network, setup: Setup, part: Part, pre: Preprocess, precision: Precision
+    network: Network, setup: Setup, part: Images, pre: Preprocess, precision: Precision
 ) -> Scored:
     """Score `network` on `part` by the metric of the run."""
     batches = evaluation_batches(setup.store, part.rows, pre, EVALUATION_BATCH)

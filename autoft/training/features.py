@@ -19,7 +19,7 @@ from torch import nn
 from autoft.data.cache import cache_root, write_bytes_atomic
 from autoft.data.views import evaluation_batches
 from autoft.training.evaluate import EVALUATION_BATCH
-from autoft.training.job import Part, Precision, Setup
+from autoft.training.job import Images, Precision, Setup
 from autoft.training.precision import autocast, place
 from autoft.values import Preprocess
 
@@ -31,7 +31,7 @@ VERSION = 2
 def pooled_features(
     module: nn.Module,
     setup: Setup,
-    part: Part,
+    part: Images,
     pre: Preprocess,
     precision: Precision,
     *,
@@ -58,7 +58,12 @@ def pooled_features(
 
 
 def _cache_path(
-    module: nn.Module, setup: Setup, part: Part, pre: Preprocess, precision: Precision, flip: bool
+    module: nn.Module,
+    setup: Setup,
+    part: Images,
+    pre: Preprocess,
+    precision: Precision,
+    flip: bool,
 ) -> Path:
     digest = hashlib.sha256()
     for name, tensor in module.state_dict().items():

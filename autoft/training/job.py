@@ -19,7 +19,7 @@ Labels = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Part:
+class Images:
     """Images of one part of the data: their rows in the store and their class indices."""
 
     rows: Rows
@@ -45,8 +45,8 @@ class Setup:
     folder: Path
     store: PixelStore
     classes: tuple[str, ...]
-    train: Part
-    validation: Part
+    train: Images
+    validation: Images
     sources: Mapping[str, Source]
     image_size: int
     metric: str

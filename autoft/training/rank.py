@@ -20,7 +20,7 @@ from autoft.errors import AutoftError, PluginError
 from autoft.network.build import build
 from autoft.training import metrics
 from autoft.training.features import Features, pooled_features
-from autoft.training.job import Part, Precision, Ranked, Setup
+from autoft.training.job import Images, Precision, Ranked, Setup
 from autoft.training.precision import autocast, choose, fp32_per_second, memory_format, place
 from autoft.values import Preprocess
 
@@ -57,7 +57,7 @@ def _measure(setup: Setup, label: str, progress: Progress) -> Ranked:
     cpu_per_second = fp32_per_second(module, setup.image_size)
     precision, per_second = choose(module.to(device), setup.image_size, device)
 
-    def features(part: Part, what: str) -> Features:
+    def features(part: Images, what: str) -> Features:
         return pooled_features(
             module,
             setup,
@@ -102,7 +102,7 @@ def mirroring_keeps_labels(setup: Setup, ranked: Ranked) -> bool:
     module.to(memory_format=memory_format(ranked.precision))
     train, held_out = subsample(setup.train), subsample(setup.validation)
 
-    def features(part: Part, *, flip: bool = False) -> Features:
+    def features(part: Images, *, flip: bool = False) -> Features:
         return pooled_features(module, setup, part, pre, ranked.precision, flip=flip)
 
     probe = logistic_probe(features(train), train.labels)
@@ -111,12 +111,12 @@ def mirroring_keeps_labels(setup: Setup, ranked: Ranked) -> bool:
     return bool(mirrored >= plain - FLIP_MAY_COST)
 
 
-def subsample(part: Part, limit: int = MAX_IMAGES) -> Part:
+def subsample(part: Images, limit: int = MAX_IMAGES) -> Images:
     """Return at most `limit` images of `part`, drawn evenly over it."""
     if len(part) <= limit:
         return part
     chosen = np.random.default_rng(0).permutation(len(part))[:limit]
-    return Part(part.rows[np.sort(chosen)], part.labels[np.sort(chosen)])
+    return Images(part.rows[np.sort(chosen)], part.labels[np.sort(chosen)])
 
 
 def logistic_probe(
@@ -151,7 +151,7 @@ def pixel_control(setup: Setup) -> float:
     train, held_out = subsample(setup.train, 2000), subsample(setup.validation, 2000)
     small = Preprocess(setup.image_size, setup.store.resize)
 
-    def thumbnails(part: Part) -> Features:
+    def thumbnails(part: Images) -> Features:
         batches = evaluation_batches(setup.store, part.rows, small, 64)
         shrunk = [nn.functional.adaptive_avg_pool2d(b, PIXELS).flatten(1).numpy() for b in batches]
         joined: Features = np.concatenate(shrunk)

@@ -24,10 +24,9 @@ from autoft.network.build import build
 from autoft.network.strategy import BoundStrategy, bind
 from autoft.space import check_choices, read_signature
 from autoft.training import checkpoint, probe, recipe
-from autoft.training import job as jobs
 from autoft.training.evaluate import Scored, evaluate, score_logits
 from autoft.training.features import pooled_features
-from autoft.training.job import Outcome, Report, Reporter, Setup, TrialJob
+from autoft.training.job import Images, Outcome, Report, Reporter, Setup, TrialJob
 from autoft.training.optim import make_optimizer, set_learning_rates
 from autoft.training.precision import autocast, memory_format, place
 from autoft.training.probe import NonFiniteLoss
@@ -169,7 +168,7 @@ def _fit_head(
     )
 
 
-def _features(trial: Trial, part: jobs.Part) -> np.ndarray:
+def _features(trial: Trial, part: Images) -> np.ndarray:
     return pooled_features(
         trial.network.backbone, trial.setup, part, trial.pre, trial.job.precision
     )
