@@ -99,8 +99,8 @@ def _search(session: Session, first: Worker) -> None:
     ranking = RANKING_SHARE * session.left()
     setup, ranked = prepare.rank(settings, setup, call, session.emit, ranking)
     regime = prepare.measure_regime(setup, ranked, call, session.emit)
-    space = _space(begun.described.space, settings, setup, ranked)
-    space = replace(space, augments=prepare.augmentations(setup, ranked[0], call))
+    augments = prepare.augmentations(setup, ranked[0], call)
+    space = _space(begun.described.space, settings, setup, ranked, augments)
     director = _director(session, space, setup, data, ranked, regime)
     _run_trials(session, director, setup, begun.devices, first)
     end(session, director, first, setup, data, regime)
@@ -130,7 +130,13 @@ def _setup(session: Session, data: Data, sources: Mapping[str, Source], device: 
     )
 
 
-def _space(space: Space, settings: Settings, setup: Setup, ranked: Sequence[Ranked]) -> Space:
+def _space(
+    space: Space,
+    settings: Settings,
+    setup: Setup,
+    ranked: Sequence[Ranked],
+    augments: tuple[str, ...],
+) -> Space:
     """Narrow what is installed to what fits: scratch only where it can win, or was asked for."""
     pretrained = any(each.pretrained for each in ranked)
     large = len(setup.train) >= 20_000
@@ -146,6 +152,7 @@ def _space(space: Space, settings: Settings, setup: Setup, ranked: Sequence[Rank
         space,
         backbones=tuple(each.label for each in ranked),
         strategies=strategies,
+        augments=augments,
     )
 
 
