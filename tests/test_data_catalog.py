@@ -1,24 +1,35 @@
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
+from autoft.data import doctor
 from autoft.data.cache import machine_errors, write_json_atomic
-from autoft.data.catalog import Catalog, Excluded, check_bad, read_catalog
-from autoft.data.decode import decode
-from autoft.data.sample import write_sample
-from autoft.errors import DataError, MachineError, UsageError
+from autoft.data.dataset import default_image_size, name_images, read_images
+from autoft.data.duplicates import (
+    contradicted,
+    first_of_row,
+    join_groups,
+    near_pairs,
+    perceptual_hashes,
+)
+from autoft.data.reading import NO_GROUP, Excluded, Reading
+from autoft.errors import DataError, MachineError
+
+RNG = np.random.default_rng(0)
 
 
-def paint(path, size=(12, 10)):
+def paint(path, size=(24, 20)):
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, "red").save(path)
+    Image.fromarray(RNG.integers(0, 256, (*size, 3), dtype=np.uint8)).save(path)
 
 
 def dataset(root, *folders, count=3):
@@ -28,229 +39,171 @@ def dataset(root, *folders, count=3):
     return root
 
 
-def tree_hash(root):
-    digest = hashlib.sha256()
-    for path in sorted(root.rglob("*")):
-        digest.update(f"{path} {path.lstat().st_mtime_ns} {path.lstat().st_mode}".encode())
-        digest.update(path.read_bytes() if path.is_file() else b"")
-    return digest.hexdigest()
+def read(root, **reading):
+    calls = []
+    how = Reading(**reading)
+    listing = name_images(str(root), how, lambda *call: calls.append(call))
+    result = read_images(listing, how, 64, lambda *call: calls.append(call))
+    return result, calls
 
 
-def paths(catalog):
-    return [item.path for item in catalog.items]
+def catalog_of(root, **reading):
+    return read(root, **reading)[0].catalog
 
 
-def test_labels_are_the_first_level_of_folders(tmp_path):
-    dataset(tmp_path, "dog", "cat/deep/er")
-    catalog = read_catalog(str(tmp_path))
+def test_columns_follow_the_paths_and_the_store_holds_the_pixels(tmp_path):
+    dataset(tmp_path / "data", "dog", "cat/deep/er")
+    result, calls = read(tmp_path / "data")
+    catalog = result.catalog
     assert catalog.classes == ("cat", "dog")
-    assert catalog.labels().tolist() == [0, 0, 0, 1, 1, 1]
-    assert paths(catalog)[0] == "cat/deep/er/0.png"
-    assert catalog.rows().tolist() == [0, 1, 2, 3, 4, 5]
-    assert catalog.short_side == 10
-    assert decode(catalog.open(catalog.items[0])).size == (12, 10)
+    assert [catalog.label_of(index) for index in range(6)] == ["cat"] * 3 + ["dog"] * 3
+    assert catalog.paths[0] == "cat/deep/er/0.png"
+    assert sorted(catalog.rows) == list(range(6))
+    assert calls[-1] == ("decoding", 6, 6)
+    pixels = result.store.read(catalog.rows[:1])
+    assert pixels.shape == (1, 73, 73, 3)
+    shown = Image.open(tmp_path / "data" / catalog.paths[0])
+    assert abs(pixels.mean() - np.asarray(shown)[:, 2:22].mean()) < 8
 
 
-def test_reading_leaves_the_dataset_as_it_was(tmp_path):
-    root = dataset(tmp_path / "data", "cat", "dog", count=30)
-    (root / "cat" / "bad.jpg").write_bytes(b"")
-    before = tree_hash(root)
-    assert read_catalog(str(root)).excluded[0].path == "cat/bad.jpg"
-    assert tree_hash(root) == before
-
-
-def test_d01_missing_path_and_file_are_named(tmp_path):
-    with pytest.raises(DataError, match=r"nowhere.*does not exist"):
-        read_catalog(str(tmp_path / "nowhere"))
-    (tmp_path / "data.zip").write_bytes(b"PK")
-    with pytest.raises(DataError, match=r"data\.zip.*is a file"):
-        read_catalog(str(tmp_path / "data.zip"))
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
-@pytest.mark.parametrize("closed", ["", "cat"])
-def test_d01_unreadable_folder_is_named_with_its_mode(tmp_path, closed):
-    folder = dataset(tmp_path / "data", "cat", "dog") / closed
-    folder.chmod(0)
-    try:
-        with pytest.raises(DataError, match=r"cannot be read.*mode 0o0"):
-            read_catalog(str(tmp_path / "data"))
-    finally:
-        folder.chmod(0o755)
-
-
-def test_d02_no_image_lists_suffixes_and_what_was_found(tmp_path):
-    with pytest.raises(DataError, match=r"no files.*\.jpg"):
-        read_catalog(str(tmp_path))
-    (tmp_path / "notes.txt").write_text("x")
-    with pytest.raises(DataError, match=r"1 \.txt"):
-        read_catalog(str(tmp_path))
-
-
-def test_images_without_class_folders_are_an_error(tmp_path):
-    dataset(tmp_path, "")
-    with pytest.raises(DataError, match="3 images but no class folders"):
-        read_catalog(str(tmp_path))
-
-
-def test_d03_one_class_suggests_the_folder_that_has_more(tmp_path):
-    root = dataset(tmp_path / "data", "cat/a", "cat/b", "dog")
-    shutil.rmtree(root / "dog")
-    with pytest.raises(DataError, match=rf"at least 2.*Did you mean '{root}/cat'"):
-        read_catalog(str(root))
-    dataset(tmp_path / "pets", "cat/young", "dog")
-    for folder in ("cat", "dog"):
-        paint(tmp_path / "pets" / folder / "0.png")
-        with pytest.raises(DataError, match=rf"Did you mean '{tmp_path}/pets'"):
-            read_catalog(str(tmp_path / "pets" / folder))
-
-
-def test_d04_empty_class_is_dropped_and_recorded(tmp_path):
+def test_identical_bytes_share_a_row_and_a_group(tmp_path):
     dataset(tmp_path, "cat", "dog")
-    (tmp_path / "emu").mkdir()
-    catalog = read_catalog(str(tmp_path))
-    assert catalog.classes == ("cat", "dog")
-    assert catalog.excluded == (Excluded("emu", "empty class"),)
+    shutil.copy(tmp_path / "cat" / "1.png", tmp_path / "cat" / "copy.png")
+    os.link(tmp_path / "dog" / "0.png", tmp_path / "dog" / "linked.png")
+    catalog = catalog_of(tmp_path)
+    known = doctor.report(catalog)
+    assert known["duplicates"] == 2
+    assert ["cat/copy.png", "cat/1.png"] in known["duplicate_files"]
+    at = {path: index for index, path in enumerate(catalog.paths)}
+    for one, other in (("cat/1.png", "cat/copy.png"), ("dog/0.png", "dog/linked.png")):
+        assert catalog.rows[at[one]] == catalog.rows[at[other]]
+        assert catalog.groups[at[one]] == catalog.groups[at[other]]
+    assert len(np.unique(catalog.groups)) == 6
 
 
-def test_d05_small_class_is_named(tmp_path):
-    dataset(tmp_path, "cat", "dog")
-    (tmp_path / "dog" / "0.png").unlink()
-    with pytest.raises(DataError, match=r"'dog' has 2; expected at least 3"):
-        read_catalog(str(tmp_path))
+def test_a_conflict_in_a_given_test_part_leaves_it(tmp_path):
+    dataset(tmp_path, "train/a", "train/b", "test/a", "test/b", count=20)
+    shutil.copy(tmp_path / "test" / "a" / "0.png", tmp_path / "test" / "b" / "copy.png")
+    catalog = catalog_of(tmp_path)
+    assert [entry.path for entry in catalog.excluded] == ["test/a/0.png", "test/b/copy.png"]
+    assert doctor.report(catalog)["left_out"] == 2
+    assert doctor.report(catalog)["corrupt"] == 0
 
 
-@pytest.mark.parametrize("val", ["val", "valid", "validation"])
-def test_d07_train_val_test_folders_are_parts(tmp_path, val):
-    dataset(tmp_path, "train/cat", "train/dog", f"{val}/cat", f"{val}/dog", "test/cat", "test/dog")
-    catalog = read_catalog(str(tmp_path))
-    assert catalog.classes == ("cat", "dog")
-    assert {item.path.split("/")[0]: item.part for item in catalog.items} == {
-        "train": "train",
-        val: "val",
-        "test": "test",
-    }
-
-
-def test_a_class_may_be_called_train(tmp_path):
-    assert read_catalog(str(dataset(tmp_path, "train", "bus"))).classes == ("bus", "train")
-
-
-def test_parts_beside_other_folders_are_ambiguous(tmp_path):
-    with pytest.raises(DataError, match="cannot be told apart"):
-        read_catalog(str(dataset(tmp_path, "train/a", "test/a", "more/a")))
-
-
-def test_unlabelled_test_folder_is_named(tmp_path):
-    with pytest.raises(DataError, match=r"test' holds 3 images but no class folders"):
-        read_catalog(str(dataset(tmp_path, "train/a", "train/b", "test")))
-
-
-def test_d08_difference_of_classes_between_parts_is_named(tmp_path):
-    dataset(tmp_path, "train/cat", "train/dog", "test/cat", "test/emu")
-    with pytest.raises(DataError, match=r"only in 'train': \['dog'\]; only in 'test': \['emu'\]"):
-        read_catalog(str(tmp_path))
-
-
-def test_d09_litter_is_ignored(tmp_path):
-    dataset(tmp_path, "cat", "dog", ".ipynb_checkpoints", "__MACOSX/cat", "cat/.ipynb_checkpoints")
-    for name in ("._0.png", "Thumbs.db", ".DS_Store"):
-        (tmp_path / "cat" / name).write_bytes(b"x")
-    catalog = read_catalog(str(tmp_path))
-    assert catalog.classes == ("cat", "dog")
-    assert len(catalog.items) == 6
-    assert not catalog.excluded
-
-
-def test_d11_loops_end_and_links_never_relabel(tmp_path):
-    dataset(tmp_path / "data", "cat", "dog")
-    dataset(tmp_path / "elsewhere", "", count=4)
-    (tmp_path / "data" / "cat" / "loop").symlink_to(tmp_path / "data")
-    (tmp_path / "data" / "cat" / "all").symlink_to(tmp_path)
-    (tmp_path / "data" / "cat" / "dogs").symlink_to(tmp_path / "data" / "dog")
-    (tmp_path / "data" / "dog" / "cats").symlink_to(tmp_path / "data" / "cat")
-    dataset(tmp_path / "stranger", "")
-    (tmp_path / "data" / "emu").symlink_to(tmp_path / "elsewhere")
-    catalog = read_catalog(str(tmp_path / "data"))
-    assert [item.label for item in catalog.items] == ["cat"] * 3 + ["dog"] * 3 + ["emu"] * 4
-
-
-def test_d12_dangling_link_is_recorded(tmp_path):
-    dataset(tmp_path, "cat", "dog", count=20)
-    (tmp_path / "cat" / "gone.png").symlink_to(tmp_path / "nowhere.png")
-    assert read_catalog(str(tmp_path)).excluded == (Excluded("cat/gone.png", "dangling link"),)
-
-
-@pytest.mark.parametrize("name", ["猫 🐈", "قط", "CON", "x" * 200, "a\nb", "<script>", "[red]"])
-def test_d14_any_folder_name_is_a_class(tmp_path, name):
-    catalog = read_catalog(str(dataset(tmp_path, name, "dog")))
-    assert name in catalog.classes
-
-
-def test_i13_more_than_five_percent_bad_files_are_refused(tmp_path):
-    dataset(tmp_path, "cat", "dog", count=19)
-    for name in ("cat/bad.jpg", "dog/bad.jpg"):
-        (tmp_path / name).write_bytes(b"<html>")
-    catalog = read_catalog(str(tmp_path))
-    assert [entry.path for entry in catalog.excluded] == ["cat/bad.jpg", "dog/bad.jpg"]
-    (tmp_path / "cat" / "worse.jpg").write_bytes(b"")
-    with pytest.raises(DataError, match=r"3 of 41 files.*cat/bad\.jpg': no image"):
-        read_catalog(str(tmp_path))
-    with pytest.raises(DataError, match="3 of 40"):
-        check_bad(catalog.without([Excluded("cat/0.png", "damaged")]))
-
-
-def test_without_keeps_the_rows_of_the_others(tmp_path):
-    catalog = read_catalog(str(dataset(tmp_path, "cat", "dog")))
-    less = catalog.without([Excluded("cat/1.png", "damaged")])
-    assert less.rows().tolist() == [0, 2, 3, 4, 5]
-    assert less.excluded == (Excluded("cat/1.png", "damaged"),)
-
-
-def test_fingerprint_follows_the_files_and_not_the_place(tmp_path):
+def test_the_fingerprint_follows_the_content_and_not_place_or_time(tmp_path):
     root = dataset(tmp_path / "data", "cat", "dog")
-    first = read_catalog(str(root)).fingerprint()
+    first = catalog_of(root).fingerprint
     moved = root.rename(tmp_path / "moved")
-    assert read_catalog(str(moved)).fingerprint() == first
     os.utime(moved / "cat" / "0.png", ns=(1, 1))
-    assert read_catalog(str(moved)).fingerprint() != first
+    assert catalog_of(moved).fingerprint == first
+    paint(moved / "cat" / "0.png")
+    assert catalog_of(moved).fingerprint != first
 
 
-def test_catalog_survives_json(tmp_path):
+def test_a_label_changes_the_fingerprint(tmp_path):
+    root = dataset(tmp_path / "data", "cat", "dog")
+    first = catalog_of(root).fingerprint
+    (root / "cat" / "0.png").rename(root / "dog" / "9.png")
+    assert catalog_of(root).fingerprint != first
+
+
+def test_a_report_is_json_whatever_the_names(tmp_path):
     root = dataset(tmp_path / "data", "cät", "dog", count=20)
     (root / "dog" / "bad.png").write_bytes(b"")
     shutil.copy(root / "dog" / "0.png", os.fsencode(root / "dog") + b"/\xff.png")
-    catalog = read_catalog(str(root))
-    assert "dog/\udcff.png" in paths(catalog)
-    write_json_atomic(tmp_path / "catalog.json", catalog.to_json())
-    data = json.loads((tmp_path / "catalog.json").read_text(encoding="utf-8"))
-    assert Catalog.from_json(data) == catalog
+    catalog = catalog_of(root)
+    write_json_atomic(tmp_path / "catalog.json", doctor.report(catalog))
+    data = json.loads((tmp_path / "catalog.json").read_text(encoding="ascii"))
+    assert data["classes"] == {"cät": 20, "dog": 21}
+    assert ["dog/\udcff.png", "dog/0.png"] in [
+        sorted(pair)[::-1] for pair in data["duplicate_files"]
+    ]
+    assert doctor.headline(data) == (
+        "42 found, 0 missing, 1 corrupt, 1 duplicates, 2 classes, imbalance 1.1"
+    )
+    assert catalog.excluded[0].path == "dog/bad.png"
+    assert isinstance(catalog.excluded[0], Excluded)
 
 
-def test_progress_reaches_the_number_of_images(tmp_path):
-    calls = []
-    dataset(tmp_path, "cat", "dog")
-    read_catalog(str(tmp_path), progress=lambda done, total: calls.append((done, total)))
-    assert calls[-1] == (6, 6)
+def test_two_classes_must_be_left(tmp_path):
+    dataset(tmp_path / "data", "cat", count=40)
+    (tmp_path / "data" / "dog").mkdir()
+    (tmp_path / "data" / "dog" / "bad.png").write_bytes(b"x")
+    with pytest.raises(DataError, match="one class with images, 'cat'"):
+        catalog_of(tmp_path / "data")
 
 
-def test_sample_digits_opens_like_the_files_it_writes(tmp_path):
-    catalog = read_catalog("sample:digits")
-    assert catalog.classes == tuple("0123456789")
-    assert len(catalog.items) == 1797
-    assert catalog.short_side == 32
-    image = decode(catalog.open(catalog.items[3]))
-    assert image.size == (32, 32)
-    brightest = [decode(catalog.open(item)).getextrema()[0][1] for item in catalog.items[:10]]
-    assert max(brightest) == 255
-    files = write_sample("digits", tmp_path, limit=10)
-    assert {path.parent.name for path in files} == set(catalog.classes)
-    assert decode(files[3]).tobytes() == image.tobytes()
+@pytest.mark.parametrize(
+    ("short_side", "size"), [(8, 64), (32, 64), (56, 64), (100, 128), (160, 192), (500, 224)]
+)
+def test_small_images_are_not_blown_up(short_side, size):
+    assert default_image_size(short_side) == size
 
 
-def test_unknown_sample_suggests_a_known_one():
-    with pytest.raises(UsageError, match="Did you mean 'digits'"):
-        read_catalog("sample:digit")
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 8), st.integers(0, 3), st.integers(-1, 5)),
+        min_size=1,
+        max_size=60,
+    )
+)
+def test_groups_are_the_connected_images(images):
+    rows, parts, named = (np.array(column) for column in zip(*images, strict=True))
+    groups = join_groups(rows, parts.astype(np.int8), named)
+    expected = list(range(len(images)))
+
+    def tied(i, j):
+        part = max(images[i][1], 1), max(images[j][1], 1)  # in no part is as good as in train
+        same_file = images[i][0] == images[j][0] and part[0] == part[1]
+        return same_file or (images[i][2] != NO_GROUP and images[i][2] == images[j][2])
+
+    for _ in images:  # the slow way: pull every pair of tied images together until nothing moves
+        for i in range(len(images)):
+            for j in range(i):
+                if tied(i, j):
+                    expected[i] = expected[j] = min(expected[i], expected[j])
+    same = np.equal.outer(groups, groups)
+    assert np.array_equal(same, np.equal.outer(expected, expected))
+    assert groups[0] == 0
+    assert set(groups) == set(range(groups.max() + 1))
+
+
+def test_contradictions_and_copies_are_found_by_row():
+    rows = np.array([3, 1, 3, 2, 1])
+    assert contradicted(rows, np.array([0, 1, 1, 0, 1])).tolist() == [
+        True,
+        False,
+        True,
+        False,
+        False,
+    ]
+    assert first_of_row(rows).tolist() == [0, 1, 0, 3, 1]
+
+
+class Held:
+    """Decoded images in memory."""
+
+    def __init__(self, *images):
+        self.pixels = np.stack([np.asarray(image.convert("RGB")) for image in images])
+        self.rows = len(images)
+
+    def read(self, rows):
+        return self.pixels[rows]
+
+
+@pytest.mark.parametrize("side", [24, 100])
+def test_the_perceptual_hash_survives_encoding_and_tells_images_apart(side):
+    def waves(seed):
+        rng = np.random.default_rng(seed)
+        coarse = Image.fromarray(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8))
+        return coarse.resize((side, side), Image.Resampling.BICUBIC)
+
+    originals = [waves(seed) for seed in range(12)]
+    changed = [image.resize((77, 77)).resize((side, side)) for image in originals]
+    hashes = perceptual_hashes(Held(*originals, *changed))
+    pairs = near_pairs(hashes, 6)
+    assert {(a, b) for a, b, _ in pairs} == {(index, index + 12) for index in range(12)}
+    assert near_pairs(hashes[:12], 6) == []
 
 
 def test_json_is_whole_or_old_and_has_no_nan(tmp_path):

@@ -1,20 +1,30 @@
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import pickle
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
-from PIL import Image
 
 from autoft.data.cache import cache_root
-from autoft.data.catalog import Excluded, read_catalog
-from autoft.data.decode import decode, to_square
-from autoft.data.pixels import open_store
+from autoft.data.entries import building, clear
+from autoft.data.pixels import (
+    PixelStore,
+    Store,
+    StoreWriter,
+    checksum,
+    find_store,
+    store_key,
+)
 from autoft.errors import MachineError
+
+ROWS, SIDE = 50, 16
 
 
 @pytest.fixture(autouse=True)
@@ -23,157 +33,282 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / "cache"
 
 
-@pytest.fixture
-def root(tmp_path):
-    rng = np.random.default_rng(0)
-    for number in range(50):
-        path = tmp_path / "data" / "ab"[number % 2] / f"{number:02}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(path)
-    return tmp_path / "data"
+IMAGES = np.random.default_rng(0).integers(0, 256, (ROWS, SIDE, SIDE, 3), dtype=np.uint8)
+DIGESTS = np.stack(
+    [np.frombuffer(hashlib.sha256(image.tobytes()).digest(), np.uint8) for image in IMAGES]
+)
+KEY = store_key(DIGESTS, SIDE, "bilinear")
 
 
-def cut_in_half(path):
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+def build(images=IMAGES, key=KEY):
+    with building("pixels") as folder, StoreWriter(folder, len(images), SIDE) as writer:
+        for image in images:
+            writer.add(image, checksum(image))
+        return writer.publish(key)
 
 
-def counting():
-    calls = []
-    return calls, lambda done, total: calls.append((done, total))
+def found():
+    return find_store(KEY, ROWS, SIDE)
 
 
-def test_a_row_is_the_decoded_square_of_its_item(root, cache):
-    catalog = read_catalog(str(root))
-    store, excluded = open_store(catalog, 16)
-    assert excluded == ()
-    assert Path(store.path).is_relative_to(cache)
-    assert store.array.shape == (50, 16, 16, 3)
-    for item in catalog.items[::7]:
-        expected = to_square(decode(catalog.open(item)), 16)
-        np.testing.assert_array_equal(store.array[item.row], expected)
+def every(store):
+    return store.read(np.arange(store.rows))
 
 
-def test_pixels_cannot_be_written(root):
-    store, _ = open_store(read_catalog(str(root)), 16)
-    with pytest.raises(ValueError, match="read-only"):
-        store.array[0] = 0
+def test_rows_are_what_was_written_in_any_order():
+    store: Store = build()
+    assert (store.rows, store.resize, store.key) == (ROWS, SIDE, KEY)
+    np.testing.assert_array_equal(every(store), IMAGES)
+    rows = np.array([7, 0, 7, 49])
+    np.testing.assert_array_equal(store.read(rows), IMAGES[rows])
+    assert store.read(rows[:0]).shape == (0, SIDE, SIDE, 3)
+    store.read(rows)[:] = 0  # a copy
+    np.testing.assert_array_equal(store.read(rows), IMAGES[rows])
 
 
-def test_a_whole_store_is_reused_and_other_sizes_are_other_stores(root):
-    catalog = read_catalog(str(root))
-    first, _ = open_store(catalog, 16)
-    made = Path(first.path).stat().st_mtime_ns
-    calls, progress = counting()
-    again, _ = open_store(read_catalog(str(root)), 16, progress=progress)
-    assert again == first
-    assert calls == []
-    assert Path(first.path).stat().st_mtime_ns == made
-    assert open_store(catalog, 8, progress=progress)[0].path != first.path
-    assert open_store(catalog, 16, interpolation="bicubic")[0].path != first.path
-    assert calls[-1] == (50, 50)
+@pytest.mark.parametrize("rows", [[-1], [0, ROWS]])
+def test_a_row_that_there_is_not_is_an_error(rows):
+    with pytest.raises(IndexError, match="a store of 50"):
+        build().read(np.array(rows))
 
 
-def test_a_changed_file_is_decoded_again(root):
-    before, _ = open_store(read_catalog(str(root)), 16)
-    Image.new("RGB", (30, 30), "red").save(root / "a" / "00.png")
-    after, _ = open_store(read_catalog(str(root)), 16)
-    assert (after.array[0] == (255, 0, 0)).all()
-    assert not (before.array[0] == (255, 0, 0)).all()
+def test_a_whole_store_is_found_again():
+    assert found() is None
+    store = build()
+    assert found() == store
+    assert Path(store.path).is_relative_to(cache_root())
+    assert find_store(store_key(DIGESTS, 8, "bilinear"), ROWS, 8) is None
 
 
-def torn(store):
+def test_keys_name_the_content():
+    other = DIGESTS.copy()
+    other[3, 3] ^= 1
+    keys = [
+        KEY,
+        store_key(DIGESTS, 8, "bilinear"),
+        store_key(DIGESTS, SIDE, "bicubic"),
+        store_key(DIGESTS[::-1], SIDE, "bilinear"),
+        store_key(other, SIDE, "bilinear"),
+    ]
+    assert len(set(keys)) == len(keys)
+    assert store_key(DIGESTS.copy(), SIDE, "bilinear") == KEY
+
+
+def test_only_the_path_is_pickled():
+    store = build()
+    every(store)  # opened
+    pickled = pickle.dumps(store)
+    assert len(pickled) < 500
+    np.testing.assert_array_equal(every(pickle.loads(pickled)), IMAGES)
+
+
+def flip(store):
     with Path(store.path).open("r+b") as file:
-        file.truncate(1000)
+        file.seek(20 * SIDE * SIDE * 3 + 5)
+        byte = file.read(1)[0]
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte ^ 4]))
 
 
-def unfinished(store):
+def truncate(store):
+    os.truncate(store.path, 1000)
+
+
+def flip_sums(store):
+    with Path(store.path).with_name("sums.u64").open("r+b") as file:
+        file.seek(20 * 8)
+        file.write(b"\0\0\0")
+
+
+def shorten_sums(store):
+    os.truncate(Path(store.path).with_name("sums.u64"), 8)
+
+
+@pytest.mark.parametrize("damage", [flip, truncate, flip_sums, shorten_sums])
+def test_damage_is_seen_when_a_row_is_first_read_and_heals(damage):
+    store = build()
+    damage(store)
+    assert store.read(np.array([0])).shape == (1, SIDE, SIDE, 3)  # as yet unharmed
+    with pytest.raises(MachineError, match=r"damaged \(.*set aside; repeat the command"):
+        store.read(np.array([20]))
+    assert found() is None
+    np.testing.assert_array_equal(every(build()), IMAGES)
+    np.testing.assert_array_equal(every(found()), IMAGES)
+
+
+def unfinish(store):
     Path(store.path).with_name("store.json").unlink()
 
 
-def torn_description(store):
+def tear(store):
     path = Path(store.path).with_name("store.json")
     path.write_bytes(path.read_bytes()[:20])
 
 
-def zeroed(store):
-    with Path(store.path).open("r+b") as file:
-        file.write(bytes(16 * 16 * 3))
+def age(store):
+    path = Path(store.path).with_name("store.json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), "version": 1}))
 
 
-@pytest.mark.parametrize("damage", [torn, unfinished, torn_description, zeroed])
-def test_a_damaged_store_is_built_again(root, damage):
-    catalog = read_catalog(str(root))
-    store, _ = open_store(catalog, 16)
-    pixels = np.array(store.array)
-    damage(store)
-    calls, progress = counting()
-    again, _ = open_store(catalog, 16, progress=progress)
-    assert calls
-    np.testing.assert_array_equal(again.array, pixels)
+def lose_the_pixels(store):
+    Path(store.path).unlink()
 
 
-def test_truncated_images_are_excluded_and_rows_stay(root):
-    cut_in_half(root / "a" / "04.png")
-    catalog = read_catalog(str(root))
-    for _ in range(2):  # built, then reused
-        store, excluded = open_store(catalog, 16)
-        assert [entry.path for entry in excluded] == ["a/04.png"]
-        assert isinstance(excluded[0], Excluded)
-        assert "damaged" in excluded[0].reason
-    less = catalog.without(excluded)
-    assert len(less.items) == 49
-    assert not store.array[2].any()
-    for item in less.items[::5]:
-        expected = to_square(decode(less.open(item)), 16)
-        np.testing.assert_array_equal(store.array[item.row], expected)
-        np.testing.assert_array_equal(open_store(less, 16)[0].array[item.row], expected)
+@pytest.mark.parametrize(
+    "damage", [flip, truncate, flip_sums, shorten_sums, unfinish, tear, age, lose_the_pixels]
+)
+def test_damage_is_found_when_a_small_store_is_opened(damage):
+    damage(build())
+    assert found() is None
 
 
-def test_too_little_disk_is_said_before_starting(root):
-    calls, progress = counting()
-    with pytest.raises(MachineError, match=r"[\d,]{15,} bytes are needed.*free.*AUTOFT_CACHE"):
-        open_store(read_catalog(str(root)), 1_000_000, progress=progress)
-    assert calls == []
+def test_a_row_is_proven_once_a_process():
+    store = build()
+    store.read(np.array([20]))
+    flip(store)
+    assert store.read(np.array([20])).shape == (1, SIDE, SIDE, 3)
+    with pytest.raises(MachineError):
+        pickle.loads(pickle.dumps(store)).read(np.array([20]))
 
 
-BUILD = """
-import sys
-from autoft.data.catalog import read_catalog
-from autoft.data.pixels import open_store
-calls = []
-store, _ = open_store(read_catalog(sys.argv[1]), 512, progress=lambda *call: calls.append(call))
-print("built" if calls else "reused", store.array.sum())
+def test_a_file_cut_short_under_its_reader_is_an_error_and_not_the_end_of_the_process():
+    store = build()
+    every(store)
+    truncate(store)
+    with pytest.raises(MachineError, match="it ends before row 1"):
+        every(store)
+
+
+def test_a_store_that_has_gone_is_an_error():
+    store = build()
+    Path(store.path).unlink()
+    with pytest.raises(MachineError, match=r"No such file.*repeat the command"):
+        every(store)
+
+
+READ = """
+import pickle, sys
+from pathlib import Path
+import numpy as np
+import psutil
+from autoft.data.pixels import find_store
+store = pickle.loads(bytes.fromhex(sys.argv[1]))
+store.read(np.arange(1))
+before = psutil.Process().memory_full_info().uss
+total = sum(int(store.read(np.array([row])).sum()) for row in range(store.rows))
+print(total, psutil.Process().memory_full_info().uss - before, flush=True)
+sys.stdin.read()
 """
 
 
-def test_two_processes_build_once(root):
-    command = [sys.executable, "-c", BUILD, str(root)]
-    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    results = sorted(process.communicate()[0].split() for process in both)
-    assert [verb for verb, _ in results] == ["built", "reused"]
-    assert results[0][1] == results[1][1]
+def reader(store):
+    return subprocess.Popen(
+        [sys.executable, "-c", READ, pickle.dumps(store).hex()],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
 
 
-def test_a_pickled_store_is_small_and_reads_the_same(root):
-    store, _ = open_store(read_catalog(str(root)), 16)
-    assert store.array.any()
-    data = pickle.dumps(store)
-    assert len(data) < 1000
-    np.testing.assert_array_equal(pickle.loads(data).array, store.array)
+def test_a_second_reader_adds_next_to_no_memory():
+    images = np.broadcast_to(IMAGES[None], (200, *IMAGES.shape)).reshape(-1, SIDE, SIDE, 3)
+    store = build(images)
+    every(store)
+    process = reader(store)
+    total, added = map(int, process.communicate()[0].split())
+    assert total == int(images.sum(dtype=np.int64))
+    assert added < 0.05 * images.nbytes  # 384 kB, of which most is what Python itself takes
 
 
-def test_the_sample_is_stored_like_files():
-    catalog = read_catalog("sample:digits")
-    store, excluded = open_store(catalog, 32)
-    assert (store.rows, excluded) == (1797, ())
-    about = json.loads(Path(store.path).with_name("store.json").read_text())
-    assert about["shape"] == [1797, 32, 32, 3]
-    expected = to_square(decode(catalog.open(catalog.items[100])), 32)
-    np.testing.assert_array_equal(store.array[100], expected)
+def test_a_store_in_use_by_another_process_is_not_cleared():
+    store = build()
+    process = reader(store)
+    process.stdout.readline()
+    code = "import autoft.data.entries as e; print(len(e.clear().kept), len(e.clear().removed))"
+    command = [sys.executable, "-c", code]
+    other = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert other.stdout.split() == ["1", "0"]
+    process.communicate()
 
 
-def test_the_dataset_is_not_written_to(root, tmp_path):
-    before = {path: path.stat().st_mtime_ns for path in [root, *root.rglob("*")]}
-    open_store(read_catalog(str(root)), 16)
-    assert {path: path.stat().st_mtime_ns for path in [root, *root.rglob("*")]} == before
-    assert cache_root() == tmp_path / "cache"
+def test_the_file_is_closed_with_its_store():
+    store = build()
+    process = psutil.Process()
+    before = process.num_fds()
+    fresh = pickle.loads(pickle.dumps(store))
+    every(fresh)
+    del fresh
+    assert process.num_fds() <= before
+
+
+KILLED = """
+import os, signal, sys
+import numpy as np
+from autoft.data.entries import building
+from autoft.data.pixels import StoreWriter, checksum
+images = np.load(sys.argv[1])
+with building("pixels") as folder, StoreWriter(folder, len(images), images.shape[1]) as writer:
+    for number, image in enumerate(images):
+        if number == int(sys.argv[2]):
+            os.kill(os.getpid(), signal.SIGKILL)
+        writer.add(image, checksum(image))
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("after", [0, 20, ROWS])
+def test_a_process_killed_while_it_writes_leaves_nothing_that_is_taken_for_whole(
+    tmp_path, cache, after
+):
+    np.save(tmp_path / "images.npy", IMAGES)
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "images.npy"), str(after)]
+    assert subprocess.run(command, check=False).returncode == -9
+    assert len(list((cache / "pixels").glob(".building-*"))) == 1
+    assert found() is None
+    clear()  # sweeps
+    assert list((cache / "pixels").iterdir()) == []
+    build()
+    np.testing.assert_array_equal(every(found()), IMAGES)
+
+
+def test_the_size_to_come_is_seen_while_a_store_is_written(cache):
+    with building("pixels") as folder, StoreWriter(folder, 1000, SIDE) as writer:
+        assert (folder / "pixels.u8").stat().st_size == 1000 * SIDE * SIDE * 3
+        writer.add(IMAGES[0], checksum(IMAGES[0]))
+        store = writer.publish(KEY)
+    assert Path(store.path).stat().st_size == SIDE * SIDE * 3
+    assert store.rows == 1
+
+
+def test_a_store_of_no_images_is_a_store():
+    store = build(IMAGES[:0])
+    assert find_store(KEY, 0, SIDE) == store
+    assert store.read(np.arange(0)).shape == (0, SIDE, SIDE, 3)
+
+
+@pytest.fixture
+def tiny_disk(tmp_path):
+    """A disk of 64 kB, mounted for one test."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(place)]
+    try:
+        subprocess.run(mount, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"a small disk cannot be mounted here ({error})")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def test_a_full_disk_ends_the_writing_and_gives_back_what_was_taken(tiny_disk, monkeypatch):
+    monkeypatch.setenv("AUTOFT_CACHE", str(tiny_disk / "cache"))
+    with building("pixels") as folder, StoreWriter(folder, 2 * ROWS, SIDE) as writer:
+        for image in [*IMAGES, *IMAGES]:
+            writer.add(image, checksum(image))
+        assert (folder / "pixels.u8").stat().st_size == 0
+        assert writer.publish(KEY) is None
+    assert find_store(KEY, 2 * ROWS, SIDE) is None
+
+
+def test_a_store_is_a_value():
+    assert PixelStore("a", 1, 2, "k") == PixelStore("a", 1, 2, "k")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 
+import numpy as np
 import pytest
 
 from autoft.errors import MachineError, UsageError
@@ -18,7 +19,7 @@ from autoft.search.settings import Settings, parse_time, read_settings
 from autoft.search.study import Study, write_view
 from autoft.selection import winner
 from autoft.selection.intervals import wilson
-from autoft.selection.regime import measure, size_class
+from autoft.selection.regime import judge, size_class
 from autoft.space import Choice, Float, Int, Parameter
 from autoft.training.job import Outcome, Ranked, Report
 from autoft.values import Part, TrialConfig, TrialResult
@@ -204,7 +205,7 @@ def make_director(folder: RunFolder, *, trials=None, seconds=1000.0, speed=100.0
         Ranked("a", probe=0.9, images_per_second=speed, trained_per_second=speed),
         Ranked("b", probe=0.85, images_per_second=speed, trained_per_second=speed),
     ]
-    regime = measure([0, 1] * 50, ranked, 0.5)
+    regime = judge(np.arange(100) % 2, None, (), weights=True)
     events = []
     director = Director(
         folder,
@@ -353,21 +354,7 @@ def test_wilsons_interval_is_the_published_one() -> None:
     [(100, 2, "tiny"), (300, 2, "small"), (3000, 5, "medium"), (30000, 10, "large")],
 )
 def test_size_is_by_images_and_by_class(images, classes, size) -> None:
-    import numpy as np
-
     assert size_class(np.arange(images) % classes) == size
-
-
-@pytest.mark.parametrize(
-    ("probe", "control", "name"),
-    [(0.95, 0.5, "small-similar"), (0.55, 0.5, "small-dissimilar"), (0.7, 0.5, "ambiguous")],
-)
-def test_likeness_is_what_features_add_to_pixels(probe, control, name) -> None:
-    import numpy as np
-
-    ranked = [Ranked("a", balanced_probe=probe)]
-    assert measure(np.arange(300) % 2, ranked, control).name == name
-    assert measure(np.arange(300) % 2, [Ranked("a", pretrained=False)], 0.5).name == "no-weights"
 
 
 def test_result_lines_are_plain_json(tmp_path) -> None:

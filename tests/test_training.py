@@ -14,6 +14,7 @@ from autoft import plugins
 from autoft.data.catalog import read_catalog
 from autoft.data.pixels import open_store
 from autoft.data.split import make_split
+from autoft.errors import DataError
 from autoft.export.artifact import load_weights
 from autoft.network.build import build
 from autoft.network.sources import in_folder
@@ -22,6 +23,7 @@ from autoft.training import checkpoint
 from autoft.training.evaluate import evaluate
 from autoft.training.features import pooled_features
 from autoft.training.job import Images, Precision, Setup, TrialJob
+from autoft.training.losses import weighted_cross_entropy
 from autoft.training.metrics import score
 from autoft.training.optim import schedule
 from autoft.training.probe import fit_head
@@ -134,6 +136,36 @@ def test_a_trial_cut_off_goes_on_and_ends_with_the_same_numbers(setup, tmp_path)
     assert not (tmp_path / "trials/0002/last.safetensors").exists()
 
 
+def test_a_trial_with_random_mixtures_goes_on_with_the_same_numbers(setup) -> None:
+    how = {**TUNE, "augment": "trivial", "mix": "cutmix"}
+    whole = train_trial(setup, job(number=1, epochs=2, train=how), go_on)
+
+    def crash_in_the_second(report) -> bool:
+        if report.epoch == 2:
+            raise KeyboardInterrupt
+        return True
+
+    with pytest.raises(KeyboardInterrupt):
+        train_trial(setup, job(number=2, epochs=2, train=how), crash_in_the_second)
+    resumed = train_trial(setup, job(number=2, epochs=2, train=how), go_on)
+    assert (resumed.scores, resumed.loss) == (whole.scores, whole.loss)
+    plain = train_trial(setup, job(number=3, epochs=2), go_on)
+    assert plain.loss != whole.loss
+
+
+@pytest.mark.parametrize("strategy", ["head_only", "full"])
+def test_images_of_weight_0_teach_nothing(setup, strategy) -> None:
+    """Half of the images have a wrong label: with weight 0 they do no harm."""
+    part = setup.train
+    wrong = np.arange(len(part)) % 2 == 0
+    mislabelled = replace(part, labels=np.where(wrong, (part.labels + 1) % 3, part.labels))
+    weighted = replace(mislabelled, weights=np.where(wrong, 0, 5).astype(np.float32))
+    work = job(strategy=strategy)
+    right = train_trial(replace(setup, train=weighted), work, go_on)
+    harmed = train_trial(replace(setup, train=mislabelled), replace(work, number=1), go_on)
+    assert right.loss < harmed.loss - 0.1
+
+
 def test_a_trial_that_is_told_to_stop_stops(setup) -> None:
     outcome = train_trial(setup, job(epochs=5), lambda report: report.epoch < 2)
     assert outcome.status == "stopped"
@@ -209,6 +241,46 @@ def test_fitting_a_head_separates_what_can_be_separated() -> None:
     torch.nn.init.zeros_(head.weight)
     fit_head(head, features, labels, probing(), seed=0)
     assert score("accuracy", labels.numpy(), head(features).argmax(1).numpy()) > 0.97
+
+
+def test_a_head_listens_to_images_by_their_weights() -> None:
+    features = torch.tensor([[5.0], [-5.0]]).repeat(50, 1)
+    labels = torch.arange(100) // 2 % 2  # half of each kind is in each class
+    weights = torch.where(torch.arange(100) % 2 == labels, 1.8, 0.2)
+    head = torch.nn.Linear(1, 2)
+    fit_head(head, features, labels, probing(), seed=0, weights=weights)
+    with torch.no_grad():
+        share = head(torch.tensor([[5.0], [-5.0]])).softmax(1)
+    assert share[0, 0] > 0.75
+    assert share[1, 1] > 0.75
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_loss_of_plain_labels_is_the_usual_one(smoothing) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(64, 7, generator=generator) * 4
+    labels = torch.randint(7, (64,), generator=generator)
+    usual = torch.nn.functional.cross_entropy(logits, labels, label_smoothing=smoothing)
+    one_hot = torch.nn.functional.one_hot(labels, 7).float()
+    loss = weighted_cross_entropy(logits, one_hot, torch.ones(64), smoothing)
+    assert abs(float(loss - usual)) <= 1e-6
+    twice = weighted_cross_entropy(logits, one_hot, torch.full((64,), 2.0), smoothing)
+    assert float(twice) == pytest.approx(2 * float(usual), rel=1e-6)
+
+
+def test_images_count_alike_unless_weights_are_given() -> None:
+    rows = np.arange(6)
+    plain = Images(rows, rows % 2)
+    assert plain.loss_weights().tolist() == [1.0] * 6
+    assert plain.folds.tolist() == [0] * 6
+    part = Images(rows, rows % 2, np.array([0, 1, 2, 3, 0, 0], np.float32), np.arange(6) % 3)
+    assert part.loss_weights().dtype == np.float32
+    assert part.loss_weights().tolist() == [0, 1, 2, 3, 0, 0]
+    half = part.take(part.labels == 1)
+    assert (half.rows.tolist(), half.folds.tolist()) == ([1, 3, 5], [1, 0, 2])
+    assert half.loss_weights() == pytest.approx([0.75, 2.25, 0])
+    with pytest.raises(DataError, match="weights of all 2 images"):
+        part.take([0, 4]).loss_weights()
 
 
 def test_the_schedule_warms_up_and_falls_to_nothing() -> None:

@@ -34,9 +34,27 @@ class Flag:
         return inspect.Parameter(self.name, where, default=None, annotation=annotation)
 
 
+SPLITTING: Final = (
+    Flag("split", "FILE", "CSV of path,part to use as the split.", "made from the seed"),
+    Flag("folds", "N", "Folds for selection; 1 is a hold-out.", "by the number of images"),
+)
+READING: Final = (
+    Flag("image_size", "N", "Pixels per side.", "by the images, at most 224"),
+    Flag("max_bad", "SHARE", "Share of the files that may be unusable.", "0.05"),
+    Flag("min_side", "N", "Leave out images whose shorter side has fewer pixels.", "8"),
+    Flag("min_per_class", "error|drop", "What becomes of classes too small to split.", "error"),
+    Flag("near_dup", "BITS", "Look for near-duplicates too, within BITS of 64; 6 is usual."),
+    Flag("allow_leak", "", "Go on although the same image is in two given parts."),
+    Flag("merge_classes", "", "Join classes that differ only in case, form or spaces."),
+    Flag("keep_empty", "", "Keep classes that have no image."),
+    Flag("follow_outside", "", "Follow links and paths that leave the dataset."),
+)
 SEARCH: Final = (
     Flag(
-        "dataset", "PATH", "Folder of labelled images, one sub-folder a class; or sample:digits."
+        "dataset",
+        "PATH",
+        "Labelled images: a folder with one sub-folder a class, a manifest, an archive, "
+        "hf://owner/name, torchvision:NAME or sample:digits.",
     ),
     Flag("out", "DIR", "Run folder; one that holds this run is resumed.", "runs/<dataset>"),
     Flag(
@@ -47,17 +65,19 @@ SEARCH: Final = (
     Flag("strategies", "A,B", "Strategies to choose among.", "all"),
     Flag("heads", "A,B", "Heads to choose among.", "all"),
     Flag("weights", "DIR", "Folder whose sub-folders hold weights, used by their names."),
-    Flag("metric", "NAME", "accuracy, balanced_accuracy or macro_f1.", "accuracy"),
+    Flag("metric", "NAME", "accuracy, balanced_accuracy or macro_f1.", "by the imbalance"),
     Flag("device", "NAME", "auto, cpu, cuda, cuda:0 or cuda:0,1.", "auto"),
     Flag("workers", "N", "Trials trained at the same time.", "one a device"),
     Flag("engine", "NAME", "local, or ray for a cluster.", "local"),
     Flag("seed", "N", "Seed of the split, the search and the trials.", "0"),
-    Flag("image_size", "N", "Pixels per side.", "by the images, at most 224"),
+    *SPLITTING,
+    *READING,
     Flag("offline", "", "Never use the network."),
     Flag("config", "FILE", "TOML file of settings; flags win over it."),
     Flag("export", "A,B", "Formats to export: onnx, torchscript, pt2.", "onnx,torchscript"),
     Flag("dry_run", "", "Print the plan and stop."),
 )
+SEED: Final = next(flag for flag in SEARCH if flag.name == "seed")
 RESUME: Final = tuple(flag for flag in SEARCH if flag.name in ("time", "trials"))
 
 

@@ -59,7 +59,7 @@ class State:
         if event.kind == "phase":
             self.phase, self.doing = data.get("text") or data["name"], ""
         elif event.kind == "progress":
-            self.doing = f"{data['text']} {data['done']:,}/{data['total']:,}"
+            self.doing = _progress(data)
         elif event.kind == "backbone":
             self.doing = sentence(event)
         elif event.kind == "best":
@@ -161,12 +161,14 @@ class LiveView:
         data = event.data
         if event.kind not in ("note", "progress", "epoch"):
             return True
+        if event.kind == "progress" and not data["done"]:
+            return False
         topic = str(data.get("text", event.kind))
         last = self._said.get(topic)
         if last is None:
             self._said[topic] = event.seconds
             return event.kind != "epoch"
-        ended = event.kind == "progress" and data["done"] >= data["total"]
+        ended = event.kind == "progress" and 0 < data["total"] <= data["done"]
         news = ended or (event.kind != "note" and event.seconds - last >= QUIET)
         if news:
             self._said[topic] = event.seconds
@@ -203,11 +205,19 @@ def sentence(event: Event) -> str:
 
 
 def _scan(data: Mapping[str, Any]) -> str:
-    classes = data["classes"] if isinstance(data["classes"], int) else len(data["classes"])
+    shown, excluded = "; ".join(data["reasons"]), data["excluded"]
+    more = "; ..." if excluded > len(data["reasons"]) else ""
+    out = f"; {excluded:,} left out ({shown}{more})" if excluded else ""
+    folds = f" in {data['folds']} folds" if data["folds"] > 1 else ""
     return (
-        f"{data['found']:,} images in {classes} classes, {data['excluded']:,} excluded; "
-        f"{data['train']:,} to train, {data['validation']:,} to validate, {data['test']:,} to test"
+        f"{data['headline']}{out}; {data['train']:,} to train, {data['validation']:,} to validate"
+        f"{folds}, {data['test']:,} to test"
     )
+
+
+def _progress(data: Mapping[str, Any]) -> str:
+    total = f"/{data['total']:,}" if data["total"] else ""
+    return f"{data['text']} {data['done']:,}{total}"
 
 
 def _backbone(data: Mapping[str, Any]) -> str:
@@ -226,7 +236,7 @@ _SENTENCES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "phase": lambda data: str(data.get("text") or data["name"]),
     "note": lambda data: f"note: {data['text']}",
     "scan": _scan,
-    "progress": lambda data: f"{data['text']} {data['done']:,}/{data['total']:,}",
+    "progress": _progress,
     "backbone": _backbone,
     "regime": lambda data: f"regime {data['name']}: {data['text']}",
     "trial_start": lambda data: (

@@ -48,10 +48,19 @@ def _lines(folder: Path, result: Mapping[str, Any]) -> list[str]:
         ),
         f"Trials: {trials['done']} done, {trials['stopped']} stopped early, "
         f"{trials['failed']} failed, in {duration(result['seconds'])}.",
+        regime_line(result["regime"], winner["strategy"]),
         f"Model: {clean(folder / 'best')}",
         parity_line(folder / "best"),
         f"Predict: autoft predict {path} IMAGE...",
     ]
+
+
+def regime_line(regime: Mapping[str, Any], strategy: str) -> str:
+    """Say what the data is like, and whether the search agreed with what is usual for it."""
+    first = " or ".join(map(clean, regime["first"]))
+    agreed = f"the search agreed: {first} was expected" if regime["agreed"] else ""
+    other = f"the search found otherwise: {first} was expected, {clean(strategy)} was better"
+    return f"Regime: {clean(regime['text'])}; {agreed or other}."
 
 
 def interval(test: Mapping[str, Any] | None) -> str:

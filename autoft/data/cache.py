@@ -11,18 +11,19 @@ import shutil
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Final
 
 import platformdirs
 
 from autoft.errors import MachineError
 
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+DISK_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 
 
 def cache_root() -> Path:
     """Return the cache folder: the variable AUTOFT_CACHE, else the user's cache folder."""
-    chosen = os.environ.get("AUTOFT_CACHE")
-    return Path(chosen).expanduser() if chosen else Path(platformdirs.user_cache_dir("autoft"))
+    chosen = os.environ.get("AUTOFT_CACHE") or platformdirs.user_cache_dir("autoft")
+    return Path(chosen).expanduser().absolute()  # workers may run in another folder
 
 
 def write_bytes_atomic(path: Path, data: bytes) -> None:
@@ -44,7 +45,7 @@ def write_bytes_atomic(path: Path, data: bytes) -> None:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
 
 
 def write_json_atomic(path: Path, obj: object, *, indent: int | None = 2) -> None:
@@ -63,12 +64,12 @@ def check_space(folder: Path, needed: int) -> None:
     Raises:
         MachineError: naming the bytes needed, the bytes free and the partition.
     """
-    place = _existing(folder)
+    place = existing(folder)
     free = shutil.disk_usage(place).free
     if needed > free:
         raise MachineError(
             f"{needed:,} bytes are needed in {str(folder)!r} and {free:,} are free on the "
-            f"partition {str(_partition(place))!r}; free some, or set AUTOFT_CACHE to a folder "
+            f"partition {str(partition(place))!r}; free some, or set AUTOFT_CACHE to a folder "
             "on a larger disk."
         )
 
@@ -79,10 +80,10 @@ def machine_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _DISK_FULL:
-            partition = str(_partition(_existing(path)))
+        if error.errno in DISK_FULL:
+            disk = str(partition(existing(path)))
             raise MachineError(
-                f"{str(path)!r} could not be written: the partition {partition!r} is full; "
+                f"{str(path)!r} could not be written: the partition {disk!r} is full; "
                 "free some space there, or point --out or AUTOFT_CACHE to another disk."
             ) from error
         raise MachineError(
@@ -101,17 +102,18 @@ def _finite(obj: object) -> object:
     return obj
 
 
-def _existing(path: Path) -> Path:
+def existing(path: Path) -> Path:
     """Return `path` or its closest parent that exists."""
     path = path.absolute()
     return next((place for place in (path, *path.parents) if place.exists()), path)
 
 
-def _partition(place: Path) -> Path:
+def partition(place: Path) -> Path:
+    """Return where the disk that holds `place` is mounted."""
     return next((p for p in (place, *place.parents) if p.is_mount()), place)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make the rename durable; Windows cannot open folders and does not need it."""
     if os.name == "nt":
         return

@@ -1,268 +1,197 @@
-"""The catalog: which images a dataset has, their labels, and what was excluded and why."""
+"""The catalog: which images a dataset has, their labels and groups, what was left out and why."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import astuple, dataclass, fields, replace
-from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, Final
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-from autoft.data.decode import BadImage, Progress, in_threads, read_size
-from autoft.data.sample import (
-    SAMPLE_PREFIX,
-    SAMPLE_SIDE,
-    SAMPLE_VERSION,
-    open_sample,
-    read_sample,
-)
-from autoft.data.scan import Found, PartName, Placed, better_root, class_folders, place, walk
-from autoft.errors import DataError
+from autoft.data import duplicates, rules
+from autoft.data.decode import NOTICED_WORDS
+from autoft.data.examine import Examined
+from autoft.data.reading import PARTS, Excluded, Listing, Reading
 
-MAX_BAD: Final = 0.05
+Integers = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
+
 EMPTY_CLASS: Final = "empty class"
-_SHOWN: Final = 5  # files named in a message
 
 
 @dataclass(frozen=True)
-class Item:
-    """One image: its path below the root with `/`, and the part its folder gives ("" = none).
-
-    `row` is its place in every pixel store of the dataset and survives `Catalog.without`; `size`
-    in bytes and `mtime_ns` tell when the file changes.
-    """
+class Near:
+    """Two images that look the same, and how many of the 64 bits of their hashes differ."""
 
     path: str
-    label: str
-    part: PartName = ""
-    row: int = 0
-    size: int = 0
-    mtime_ns: int = 0
+    like: str
+    distance: int
 
 
-@dataclass(frozen=True, order=True)
-class Excluded:
-    """A file or class folder that is not used, and why."""
-
-    path: str
-    reason: str
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Catalog:
-    """The images of one dataset; `short_side` is the median shorter side in pixels."""
+    """The usable images of one dataset; columns have one entry an image, (N,).
+
+    `labels` are positions in `classes`, `parts` in `PARTS`, `rows` places in the pixel store:
+    images of the same bytes share one. Images of one number of `groups` must not be separated;
+    those that are `pinned` may only be trained on, since their label is in doubt. `noticed` says
+    in words what was seen in how many files; `fingerprint` changes with any path, label or byte.
+    """
 
     name: str
     root: str
     classes: tuple[str, ...]
-    items: tuple[Item, ...]
+    paths: tuple[str, ...]
+    labels: Integers
+    parts: npt.NDArray[np.int8]
+    rows: Integers
+    groups: Integers
+    weights: npt.NDArray[np.float32]
+    pinned: Flags
+    fingerprint: str = ""
     excluded: tuple[Excluded, ...] = ()
-    short_side: int = 0
+    near: tuple[Near, ...] = ()
+    noticed: Mapping[str, int] = field(default_factory=dict)
 
-    def labels(self) -> npt.NDArray[np.int64]:
-        """Return the class index of every item, (N,)."""
-        index = {name: number for number, name in enumerate(self.classes)}
-        return np.array([index[item.label] for item in self.items], dtype=np.int64)
+    def __len__(self) -> int:
+        """Return the number of usable images."""
+        return len(self.paths)
 
-    def rows(self) -> npt.NDArray[np.int64]:
-        """Return the pixel store row of every item, (N,)."""
-        return np.array([item.row for item in self.items], dtype=np.int64)
+    @property
+    def counts(self) -> Integers:
+        """Return the number of images of every class, (C,)."""
+        return np.bincount(self.labels, minlength=len(self.classes)).astype(np.int64)
 
-    def fingerprint(self) -> str:
-        """Return the SHA-256 of every path, label, part, size and time; of a sample its version.
+    @property
+    def imbalance(self) -> float:
+        """Return how many times larger the largest class is than the smallest that has images."""
+        counts = self.counts[self.counts > 0]
+        return float(counts.max() / counts.min())
 
-        The root is left out: a dataset that moves, times kept, stays the same.
-        """
-        sample = (self.root, SAMPLE_VERSION) if self.root.startswith(SAMPLE_PREFIX) else ()
-        known = sorted((i.path, i.label, i.part, i.size, i.mtime_ns) for i in self.items)
-        return hashlib.sha256(json.dumps([sample, known]).encode("ascii")).hexdigest()
-
-    def open(self, item: Item) -> Path | BinaryIO:
-        """Return what `decode` reads the image from."""
-        if self.root.startswith(SAMPLE_PREFIX):
-            return open_sample(self.root.removeprefix(SAMPLE_PREFIX), item.path)
-        return Path(self.root, item.path)
-
-    def without(self, bad: Sequence[Excluded]) -> Catalog:
-        """Return the catalog with the paths of `bad` moved from the items to the excluded."""
-        gone = {entry.path for entry in bad}
-        kept = tuple(item for item in self.items if item.path not in gone)
-        return replace(self, items=kept, excluded=(*self.excluded, *bad))
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain data, one list an item in the order of `columns`; see `from_json`."""
-        return {
-            "name": self.name,
-            "root": self.root,
-            "classes": list(self.classes),
-            "short_side": self.short_side,
-            "excluded": [list(astuple(entry)) for entry in self.excluded],
-            "columns": [column.name for column in fields(Item)],
-            "items": [[getattr(i, c.name) for c in fields(Item)] for i in self.items],
-        }
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Catalog:
-        """Rebuild a catalog from what `to_json` returned."""
-        return cls(
-            name=data["name"],
-            root=data["root"],
-            classes=tuple(data["classes"]),
-            items=tuple(
-                Item(**dict(zip(data["columns"], row, strict=True))) for row in data["items"]
-            ),
-            excluded=tuple(Excluded(*entry) for entry in data["excluded"]),
-            short_side=data["short_side"],
-        )
+    def label_of(self, index: int) -> str:
+        """Return the class of the image at `index` by name."""
+        return self.classes[int(self.labels[index])]
 
 
-def read_catalog(dataset: str, progress: Progress | None = None) -> Catalog:
-    """Read `root/<class>/**` or `root/{train,val,test}/<class>/**`, or `sample:digits`.
+def make_catalog(
+    listing: Listing,
+    examined: Examined,
+    reading: Reading,
+    near: Sequence[tuple[int, int, int]] = (),
+) -> Catalog:
+    """Join what was named and what was seen; leave out what cannot be used, and say so.
 
-    Reads only headers and writes nothing. `progress` is called with (headers read, images).
+    `near` holds pairs of rows that look the same, and by how many bits they differ.
 
     Raises:
-        DataError: the folder or its classes cannot be used; the sentence says what to do.
-        UsageError: an unknown sample.
+        DataError: more than `max_bad` of the files are unusable, fewer than two classes are
+            left, or the same image is in two given parts.
     """
-    if dataset.startswith(SAMPLE_PREFIX):
-        return _sample_catalog(dataset)
-    root = Path(dataset).expanduser().resolve()
-    _check_root(root)
-    found = walk(root)
-    placed, loose = place(root, found)
-    _check_several(root, found, {image.label for image in placed})
-    items, bad, short_side = _read_headers(root, placed, progress)
+    reasons = {**dict(examined.reasons), **_too_small(examined, reading)}
+    excluded = [Excluded(listing.paths[index], why) for index, why in reasons.items()]
+    excluded += listing.excluded
+    rules.check_bad(listing, excluded, reading)
+    usable = np.ones(len(listing), bool)
+    usable[list(reasons)] = False
+    leaks = rules.check_leak(listing, examined.rows, usable, reading)
+    conflict = _conflicts(listing, examined, usable)
+    # A held-out image whose label is in doubt would measure the doubt, not the network.
+    out = conflict & (listing.parts > PARTS.index("train"))
+    few = rules.small_classes(listing, examined.rows, usable & ~out, reading)
+    for flags, reason in ((out, rules.IN_CONFLICT), (few, rules.FEW_IMAGES)):
+        excluded += [Excluded(listing.paths[index], reason) for index in np.flatnonzero(flags)]
+    kept = np.flatnonzero(usable & ~out & ~few)
+    classes, labels = _classes(listing, kept, reading)
+    if not reading.keep_empty:
+        excluded += [Excluded(name, EMPTY_CLASS) for name in listing.empty]
+    rows, parts = examined.rows[kept], listing.parts[kept]
+    paths = tuple(listing.paths[index] for index in kept)
+    alike, reported = _look_alikes(rows, paths, near)
     catalog = Catalog(
-        name=root.name,
-        root=str(root),
-        classes=tuple(sorted({item.label for item in items})),
-        items=items,
-        excluded=tuple(sorted(Excluded(*entry) for entry in [*found.unusable, *loose, *bad])),
-        short_side=short_side,
+        name=listing.name,
+        root=listing.root,
+        classes=classes,
+        paths=paths,
+        labels=labels,
+        parts=parts,
+        rows=rows,
+        groups=duplicates.join_groups(alike, parts, listing.groups[kept]),
+        weights=listing.weights[kept],
+        pinned=conflict[kept],
+        excluded=tuple(sorted(excluded)),
+        near=reported,
+        noticed=_noticed(listing, examined, kept, leaks),
     )
-    check_bad(catalog)
-    folders = class_folders(found, has_parts=any(image.part for image in placed))
-    catalog = replace(catalog, excluded=(*catalog.excluded, *_empty_classes(folders, items)))
-    _check_several(root, found, catalog.classes)
-    check_classes(catalog)
-    return catalog
+    return replace(catalog, fingerprint=_fingerprint(catalog, examined.digests[kept]))
 
 
-def check_bad(catalog: Catalog) -> None:
-    """Refuse a dataset of which more than `MAX_BAD` of the files could not be used.
-
-    Raises:
-        DataError: with the count and the first few.
-    """
-    bad = [entry for entry in catalog.excluded if entry.reason != EMPTY_CLASS]
-    total = len(bad) + len(catalog.items)
-    if len(bad) <= MAX_BAD * total:
-        return
-    shown = "; ".join(f"{entry.path!r}: {entry.reason}" for entry in bad[:_SHOWN])
-    raise DataError(
-        f"{len(bad)} of {total} files in {catalog.root!r} cannot be used ({shown}"
-        f"{'; ...' if len(bad) > _SHOWN else ''}); expected at most {MAX_BAD:.0%}: replace or "
-        "remove them."
-    )
-
-
-def check_classes(catalog: Catalog) -> None:
-    """Refuse parts with different classes, and classes too small to be split.
-
-    Raises:
-        DataError: naming the classes.
-    """
-    counts = Counter((item.part or "train", item.label) for item in catalog.items)
-    parts = {part for part, _ in counts}
-    if "train" not in parts:
-        raise DataError(
-            f"{catalog.root!r} has no images to train on, only the parts {sorted(parts)}; "
-            "expected a folder 'train' beside them, or a dataset of class folders."
+def _too_small(examined: Examined, reading: Reading) -> dict[int, str]:
+    small = (examined.sizes.min(axis=1) < reading.min_side) & (examined.rows >= 0)
+    return {
+        int(index): "{} ({} x {} pixels; see --min-side)".format(
+            rules.TOO_SMALL, *examined.sizes[index]
         )
-    for part in sorted(parts - {"train"}):
-        there = {label for of, label in counts if of == part}
-        here = {label for of, label in counts if of == "train"}
-        if there != here:
-            raise DataError(
-                f"The classes of 'train' and {part!r} in {catalog.root!r} differ: only in "
-                f"'train': {sorted(here - there)}; only in {part!r}: {sorted(there - here)}; "
-                "expected the same class folders in both: rename, add or remove some."
-            )
-    needed = 1 + ("val" not in parts) + ("test" not in parts)
-    small = {c: counts["train", c] for c in catalog.classes if counts["train", c] < needed}
-    if small:
-        listed = ", ".join(f"{name!r} has {count}" for name, count in small.items())
-        raise DataError(
-            f"Classes with too few images in {catalog.root!r}: {listed}; expected at least "
-            f"{needed}, so that each class is in every part: add images or remove the folder."
-        )
+        for index in np.flatnonzero(small)
+    }
 
 
-def _sample_catalog(dataset: str) -> Catalog:
-    name = dataset.removeprefix(SAMPLE_PREFIX)
-    items = tuple(
-        Item(path, label, row=row) for row, (path, label) in enumerate(read_sample(name))
-    )
-    classes = tuple(sorted({item.label for item in items}))
-    return Catalog(name, dataset, classes, items, short_side=SAMPLE_SIDE)
+def _conflicts(listing: Listing, examined: Examined, usable: Flags) -> Flags:
+    conflict = np.zeros(len(listing), bool)
+    labels = listing.labels[usable].astype(np.int64)
+    conflict[usable] = duplicates.contradicted(examined.rows[usable], labels)
+    return conflict
 
 
-def _check_root(root: Path) -> None:
-    if not root.exists():
-        raise DataError(
-            f"The dataset {str(root)!r} does not exist; expected a folder with one folder of "
-            "images per class: check the path, or try --dataset sample:digits."
-        )
-    if not root.is_dir():
-        raise DataError(
-            f"The dataset {str(root)!r} is a file; expected a folder with one folder of images "
-            "per class: unpack it if it is an archive, and give the folder."
-        )
+def _classes(
+    listing: Listing, kept: Integers, reading: Reading
+) -> tuple[tuple[str, ...], Integers]:
+    """Return the classes in the order of their names, and the class of every kept image."""
+    present = np.unique(listing.labels[kept]).tolist()
+    names = [listing.label_names[index] for index in present]
+    rules.check_several(listing.root, names, [listing.paths[index] for index in kept])
+    classes = sorted([*names, *(listing.empty if reading.keep_empty else ())])
+    position = {name: index for index, name in enumerate(classes)}
+    table = np.full(len(listing.label_names), -1, np.int64)
+    table[present] = [position[name] for name in names]
+    return tuple(classes), table[listing.labels[kept]]
 
 
-def _check_several(root: Path, found: Found, classes: Collection[str]) -> None:
-    if len(classes) < 2:
-        raise DataError(
-            f"{str(root)!r} has one class with images, {', '.join(classes)!r}; expected at least "
-            f"2 classes, one folder each.{better_root(root, found.images)}"
-        )
+def _look_alikes(
+    rows: Integers, paths: Sequence[str], near: Iterable[tuple[int, int, int]]
+) -> tuple[Integers, tuple[Near, ...]]:
+    """Return rows with look-alikes joined to one number, (N,), and what there is to report."""
+    used, first = np.unique(rows, return_index=True)
+    path_of = {int(row): paths[index] for row, index in zip(used, first, strict=True)}
+    pairs = [(a, b, bits) for a, b, bits in near if a in path_of and b in path_of]
+    leader = {int(row): int(row) for row in used} if pairs else {}
+
+    def find(row: int) -> int:
+        while leader[row] != row:
+            leader[row] = row = leader[leader[row]]
+        return row
+
+    for a, b, _ in pairs:
+        leader[find(b)] = find(a)
+    joined = np.array([find(int(row)) for row in rows], np.int64) if pairs else rows
+    return joined, tuple(Near(path_of[b], path_of[a], bits) for a, b, bits in pairs)
 
 
-def _read_headers(
-    root: Path, placed: Sequence[Placed], progress: Progress | None
-) -> tuple[tuple[Item, ...], list[tuple[str, str]], int]:
-    """Return the usable images, (path, reason) of the others, and the median shorter side."""
-    items: list[Item] = []
-    bad: list[tuple[str, str]] = []
-    sides: list[int] = []
-
-    def read(image: Placed) -> tuple[os.stat_result, int] | str:
-        path = root / image.path
-        try:
-            side = min(read_size(path))
-            return path.stat(), side
-        except BadImage as error:
-            return error.reason
-
-    # A generator of threads keeps the order, so that rows follow the sorted paths.
-    for image, header in zip(placed, in_threads(read, placed, progress=progress), strict=True):
-        if isinstance(header, str):
-            bad.append((image.path, header))
-            continue
-        status, side = header
-        file = {"size": status.st_size, "mtime_ns": status.st_mtime_ns}
-        items.append(Item(image.path, image.label, image.part, len(items), **file))
-        sides.append(side)
-    return tuple(items), bad, int(np.median(sides)) if sides else 0
+def _noticed(listing: Listing, examined: Examined, kept: Integers, leaks: int) -> dict[str, int]:
+    seen = examined.noticed[kept]
+    noticed = {words: int(np.count_nonzero(seen & kind)) for kind, words in NOTICED_WORDS.items()}
+    noticed = {**listing.counts, **noticed, rules.LEAKED: leaks}
+    return {words: count for words, count in noticed.items() if count}
 
 
-def _empty_classes(folders: Iterable[str], items: Iterable[Item]) -> list[Excluded]:
-    used = {str(parent) for item in items for parent in PurePosixPath(item.path).parents}
-    return [Excluded(folder, EMPTY_CLASS) for folder in folders if folder not in used]
+def _fingerprint(catalog: Catalog, digests: npt.NDArray[np.uint8]) -> str:
+    """Return the SHA-256 of every path, label, part, weight and content, wherever they lie."""
+    digest = hashlib.sha256()
+    for index in sorted(range(len(catalog)), key=catalog.paths.__getitem__):
+        part, weight = int(catalog.parts[index]), float(catalog.weights[index])
+        line = [catalog.paths[index], catalog.label_of(index), part, weight]
+        digest.update(json.dumps(line).encode("ascii"))
+        digest.update(digests[index].tobytes())
+    return digest.hexdigest()

@@ -6,11 +6,12 @@ Pillow, not torchvision, because it can be held to an allow-list of formats and 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
-import struct
-import zlib
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final, TypeVar
 
@@ -20,10 +21,8 @@ import numpy.typing as npt
 # The plugins of FORMATS, imported so that Pillow never loads the rest (Ghostscript among them).
 from PIL import (
     BmpImagePlugin,
-    ExifTags,
     GifImagePlugin,
     Image,
-    ImageOps,
     JpegImagePlugin,
     PngImagePlugin,
     PpmImagePlugin,
@@ -32,6 +31,19 @@ from PIL import (
     WebPImagePlugin,
 )
 
+from autoft.data.convert import (
+    DAMAGED,
+    EXTREME,
+    MAX_PIXELS,
+    SUFFIXES,
+    convert,
+    exif_orientation,
+    has_second_frame,
+    refusal,
+    several,
+)
+from autoft.data.convert import NOTICED_WORDS as NOTICED_WORDS
+from autoft.data.convert import Noticed as Noticed
 from autoft.errors import DataError, UsageError, did_you_mean
 from autoft.values import Preprocess
 
@@ -57,7 +69,6 @@ FORMATS: Final = tuple(
     )
     if plugin.format
 )
-MAX_PIXELS: Final = 100_000_000
 INTERPOLATIONS: Final = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
@@ -66,19 +77,19 @@ INTERPOLATIONS: Final = {
 }
 _SWAPPED: Final = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
 _TOO_LARGE: Final = (Image.DecompressionBombError, Image.DecompressionBombWarning)
-# What Pillow's parsers are seen to raise on damaged bytes, beside OSError.
-_DAMAGED: Final = (
-    SyntaxError,
-    ValueError,
-    TypeError,
-    LookupError,
-    ArithmeticError,
-    EOFError,
-    AttributeError,
-    RuntimeError,
-    struct.error,
-    zlib.error,
-)
+
+
+@dataclass(frozen=True, eq=False)
+class Looked:
+    """A whole image as RGB, its (width, height) in pixels, and what was noticed."""
+
+    image: Image.Image
+    noticed: Noticed
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Return (width, height) in pixels after EXIF orientation."""
+        return self.image.size
 
 
 class BadImage(DataError):
@@ -106,7 +117,7 @@ def read_size(source: Path | BinaryIO) -> tuple[int, int]:
     """
     with _opened(source) as image:
         # The base method: PngImageFile.getexif would decode the pixels to look behind them.
-        orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
+        orientation = exif_orientation(lambda: Image.Image.getexif(image))
         # Pillow has exchanged the sides of a TIFF already.
         swapped = orientation in _SWAPPED and image.format != "TIFF"
         width, height = image.size
@@ -114,36 +125,70 @@ def read_size(source: Path | BinaryIO) -> tuple[int, int]:
 
 
 def decode(source: Path | BinaryIO) -> Image.Image:
-    """Return the whole image as RGB: EXIF applied, alpha on white, 16 bits scaled to 8.
+    """Return the whole image as RGB; the one conversion for every mode that a file may have.
 
-    Of an animation or a file with several pages the first is taken.
+    EXIF orientation is applied. Alpha, also of a palette or a transparent colour, is laid on
+    white. Pixels of 12 or 16 bits are scaled to 8. Grey, palettes and CMYK (without a colour
+    profile) become RGB as Pillow does it. Of an animation or a file with several pages the first
+    is taken.
 
     Raises:
-        BadImage: the file is no image, damaged, too large, or has float pixels.
+        BadImage: the file is no image, damaged, too large, or has float or 32-bit pixels.
     """
     with _opened(source) as image:
-        return _to_rgb(ImageOps.exif_transpose(image))
+        return convert(image)[0]
 
 
-def to_square(image: Image.Image, resize: int, interpolation: str = "bilinear") -> Pixels:
-    """Return uint8 (resize, resize, 3): shorter side to `resize` (antialiased), centre square.
+def look(source: BinaryIO, suffix: str) -> Looked:
+    """Return the image in `source` as `decode` gives it, and what was noticed.
 
-    The square is cut while resizing: an image of 20,000 x 1 would otherwise grow to gigabytes.
+    `suffix` is that of the file's name, such as ".jpg"; "" is never wrong.
 
     Raises:
-        UsageError: `interpolation` is unknown.
+        BadImage: as `decode`.
+    """
+    with _opened(source) as image:
+        noticed = several(image)
+        if suffix and suffix.lower() not in SUFFIXES[image.format or ""]:
+            noticed |= Noticed.WRONG_SUFFIX
+        converted, seen = convert(image)
+        if max(converted.size) > EXTREME * min(converted.size):
+            noticed |= Noticed.EXTREME
+        if image.format == "GIF" and has_second_frame(image):
+            noticed |= Noticed.FIRST_FRAME
+    return Looked(converted, noticed | seen)
+
+
+def check_interpolation(interpolation: str) -> None:
+    """Refuse an unknown interpolation.
+
+    Raises:
+        UsageError: with the known ones.
     """
     if interpolation not in INTERPOLATIONS:
         raise UsageError(
             f"Unknown interpolation {interpolation!r}; expected one of "
             f"{', '.join(INTERPOLATIONS)}.{did_you_mean(interpolation, INTERPOLATIONS)}"
         )
+
+
+def to_square(image: Image.Image, resize: int, interpolation: str = "bilinear") -> Pixels:
+    """Return uint8 (resize, resize, 3): shorter side to `resize` (antialiased), centre square.
+
+    Read-only: the array shares the bytes that Pillow gave.
+
+    The square is cut while resizing: an image of 20,000 x 1 would otherwise grow to gigabytes.
+
+    Raises:
+        UsageError: `interpolation` is unknown.
+    """
+    check_interpolation(interpolation)
     side = min(image.size)
     left, top = (image.width - side) / 2, (image.height - side) / 2
     square = image.resize(
         (resize, resize), INTERPOLATIONS[interpolation], box=(left, top, left + side, top + side)
     )
-    return np.array(square, dtype=np.uint8)
+    return np.asarray(square)
 
 
 def centre_crop(pixels: Pixels, size: int) -> Pixels:
@@ -189,12 +234,20 @@ def in_threads(
     called with (done, total).
     """
     threads = workers or os.cpu_count() or 1
-    step = 16 * threads
-    with ThreadPoolExecutor(threads) as pool:
-        for start in range(0, len(items), step):
-            yield from pool.map(work, items[start : start + step])
-            if progress:
-                progress(min(start + step, len(items)), len(items))
+    ahead = 16 * threads
+    remaining = iter(items)
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="autoft-decode")
+    waiting: deque[Future[_Out]] = deque()
+    try:
+        waiting.extend(pool.submit(work, item) for item in itertools.islice(remaining, ahead))
+        for done in range(1, len(items) + 1):
+            result = waiting.popleft().result()
+            waiting.extend(pool.submit(work, item) for item in itertools.islice(remaining, 1))
+            yield result
+            if progress and (done % ahead == 0 or done == len(items)):
+                progress(done, len(items))
+    finally:  # also when the consumer stops early
+        pool.shutdown(cancel_futures=True)
 
 
 @contextlib.contextmanager
@@ -208,8 +261,8 @@ def _opened(source: Path | BinaryIO) -> Iterator[Image.Image]:
             if isinstance(source, Path):
                 stream = stack.enter_context(source.open("rb"))
             image = stack.enter_context(Image.open(stream, formats=FORMATS))
-            if refusal := _refusal(image):
-                raise BadImage(name, refusal)
+            if reason := refusal(image):
+                raise BadImage(name, reason)
             yield image
     except BadImage:
         raise
@@ -221,27 +274,5 @@ def _opened(source: Path | BinaryIO) -> Iterator[Image.Image]:
         # Pillow's own OSErrors, "image file is truncated" for one, have no errno.
         reason = f"cannot be read ({error.strerror})" if error.errno else f"damaged ({error})"
         raise BadImage(name, reason) from error
-    except _DAMAGED as error:
+    except DAMAGED as error:
         raise BadImage(name, f"damaged ({error})") from error
-
-
-def _refusal(image: Image.Image) -> str:
-    """Say why the header alone rules the image out, or nothing."""
-    if image.width * image.height > MAX_PIXELS:
-        return f"{image.width} x {image.height} pixels are too many"
-    # "I" is 32-bit, except that Pillow reads a 16-bit PGM into it, scaled to 0..65535.
-    if image.mode == "F" or (image.mode == "I" and image.format != "PPM"):
-        return f"its pixels ({image.mode}, not 8 or 16 bits) have no defined range"
-    return ""
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """Convert any mode to 8-bit RGB; Pillow alone would clip 16 bits and drop alpha."""
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        scaled = (np.asarray(image).astype(np.uint32) * 255 + 32767) // 65535
-        return Image.fromarray(scaled.astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        white = Image.new("RGBA", image.size, "white")
-        white.alpha_composite(image.convert("RGBA"))
-        return white.convert("RGB")
-    return image.convert("RGB")

@@ -2,45 +2,31 @@
 
 from __future__ import annotations
 
-import io
-from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Final
 
 import numpy as np
 from PIL import Image
 
 from autoft.data.cache import machine_errors
-from autoft.data.decode import Pixels
+from autoft.data.stash import Stashed, stash
 from autoft.errors import UsageError, did_you_mean
 
 SAMPLE_PREFIX: Final = "sample:"
-SAMPLE_VERSION: Final = 1
 SAMPLES: Final = ("digits",)
-SAMPLE_SIDE: Final = 32
+_SIDE: Final = 32
+_VERSION: Final = 1  # raise it when what is written changes
 
 
-def read_sample(name: str) -> list[tuple[str, str]]:
-    """Return (path, label) of every image of a sample, in its published order.
-
-    Raises:
-        UsageError: there is no sample `name`.
-    """
-    _, labels = _arrays(name)
-    return [(f"{label}/{number:04d}.png", str(label)) for number, label in enumerate(labels)]
-
-
-def open_sample(name: str, path: str) -> BinaryIO:
-    """Return the image at `path` of a sample as the bytes of a PNG file.
+def stash_sample(name: str) -> Stashed:
+    """Return the files of a sample in the cache, one folder a class.
 
     Raises:
         UsageError: there is no sample `name`.
+        MachineError: the cache cannot be written.
     """
-    images, _ = _arrays(name)
-    file = io.BytesIO()
-    Image.fromarray(images[int(Path(path).stem)]).save(file, "png")
-    file.seek(0)
-    return file
+    _check_name(name)
+    return stash(name, [SAMPLE_PREFIX, _VERSION], lambda folder: _fill(name, folder))
 
 
 def write_sample(name: str, folder: Path, limit: int | None = None) -> list[Path]:
@@ -52,28 +38,31 @@ def write_sample(name: str, folder: Path, limit: int | None = None) -> list[Path
         UsageError: there is no sample `name`.
         MachineError: the folder cannot be written.
     """
+    _check_name(name)
+    from sklearn.datasets import load_digits  # here, because importing it takes seconds
+
+    digits = load_digits()
+    grey = np.rint(digits.images[:limit] * (255 / 16)).astype(np.uint8)
+    times = _SIDE // grey.shape[1]
+    large = grey.repeat(times, axis=1).repeat(times, axis=2)
     written = []
-    for path, _ in read_sample(name)[:limit]:
-        target = folder / path
+    for number, (pixels, label) in enumerate(zip(large, digits.target[:limit], strict=True)):
+        target = folder / str(label) / f"{number:04d}.png"
         with machine_errors(target):
             target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(open_sample(name, path).read())
+            Image.fromarray(np.repeat(pixels[..., None], 3, axis=2)).save(target)
         written.append(target)
     return written
 
 
-@lru_cache
-def _arrays(name: str) -> tuple[Pixels, list[int]]:
-    """Return uint8 (N, 32, 32, 3) and N labels of scikit-learn's handwritten digits."""
+def _fill(name: str, folder: Path) -> dict[str, int]:
+    write_sample(name, folder)
+    return {}
+
+
+def _check_name(name: str) -> None:
     if name not in SAMPLES:
         raise UsageError(
             f"There is no sample {name!r}; expected {SAMPLE_PREFIX}<name> with one of "
             f"{', '.join(SAMPLES)}.{did_you_mean(name, SAMPLES)}"
         )
-    from sklearn.datasets import load_digits  # here, because importing it takes seconds
-
-    digits = load_digits()
-    grey = np.rint(digits.images * (255 / 16)).astype(np.uint8)
-    times = SAMPLE_SIDE // grey.shape[1]
-    large = grey.repeat(times, axis=1).repeat(times, axis=2)
-    return np.repeat(large[..., None], 3, axis=3), [int(label) for label in digits.target]

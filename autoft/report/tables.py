@@ -16,6 +16,7 @@ from autoft.values import TrialResult
 
 COLUMNS = ("rank", "trial", "score", "loss", "status", "epochs", "seconds")
 DECIMALS = 6
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def leaderboard(results: Sequence[TrialResult]) -> list[dict[str, Any]]:
@@ -63,6 +64,24 @@ def write_predictions(
     ]
     columns = ["path", "label", "predicted", *(f"p_{i}" for i in range(len(classes)))]
     _write(path, columns, rows)
+
+
+def write_suspects(path: Path, doubted: Sequence[tuple[str, str, str, float]]) -> None:
+    """Write one row per doubted label: path, label, predicted class, confidence in the label."""
+    columns = ("path", "label", "predicted", "confidence")
+    rows = [
+        {
+            **dict(zip(columns, map(_inert, row[:3]), strict=False)),
+            "confidence": round(row[3], DECIMALS),
+        }
+        for row in doubted
+    ]
+    _write(path, columns, rows)
+
+
+def _inert(text: str) -> str:
+    """Quote what a spreadsheet would take for a formula."""
+    return f"'{text}" if text.startswith(_FORMULA) else text
 
 
 def _write(path: Path, columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:

@@ -13,12 +13,13 @@ from autoft.search.director import Director
 from autoft.search.engines import tasks
 from autoft.search.engines.worker import Worker
 from autoft.search.folder import RESULT, RunFolder
+from autoft.search.images import Data
 from autoft.search.jobs import Finished, FinishJob
-from autoft.search.prepare import Data
+from autoft.search.portfolio import first_strategies
 from autoft.search.session import Session
 from autoft.search.study import write_view
 from autoft.selection import winner
-from autoft.selection.regime import Regime
+from autoft.selection.regime import Profile
 from autoft.training.job import Setup
 from autoft.training.metrics import probabilities
 from autoft.values import TrialResult
@@ -30,7 +31,7 @@ def end(
     worker: Worker,
     setup: Setup,
     data: Data,
-    regime: Regime,
+    regime: Profile,
 ) -> None:
     """Choose the winner, finish it, and write what the run found."""
     write_leaderboard(session.folder.path / "leaderboard.csv", director.results)
@@ -55,7 +56,7 @@ def end(
     for note in finished.notes:
         session.emit("note", text=note)
     _write_predictions(session.folder, data, finished)
-    result = _result(session, director, data, regime, job, finished)
+    result = _result(session, director, setup, data, regime, job, finished)
     session.folder.write_json(RESULT, result)
     try:
         view = session.folder.path / "study.db"
@@ -67,16 +68,15 @@ def end(
 
 def _write_predictions(folder: RunFolder, data: Data, finished: Finished) -> None:
     parts = {
-        "validation": (data.split.validation, finished.validation_logits),
+        "validation": (data.split.validation(), finished.validation_logits),
         "test": (data.split.test, finished.test_logits),
     }
     for name, (indices, logits) in parts.items():
         if logits is not None:
-            items = [data.catalog.items[index] for index in indices]
             write_predictions(
                 folder.path / "predictions" / f"{name}.csv",
-                [item.path for item in items],
-                [item.label for item in items],
+                [data.catalog.paths[index] for index in indices],
+                [data.catalog.label_of(index) for index in indices],
                 data.catalog.classes,
                 probabilities(logits),
             )
@@ -85,16 +85,18 @@ def _write_predictions(folder: RunFolder, data: Data, finished: Finished) -> Non
 def _result(
     session: Session,
     director: Director,
+    setup: Setup,
     data: Data,
-    regime: Regime,
+    regime: Profile,
     job: FinishJob,
     finished: Finished,
 ) -> dict[str, Any]:
     """Return what `result.json` holds; its keys are documented in docs/run-folder.md."""
     statuses = [result.status for result in director.results]
     config = job.winner.config
+    first = first_strategies(regime.name)
     return {
-        "metric": session.settings.metric,
+        "metric": setup.metric,
         "score": finished.validation.value,
         "validation": asdict(finished.validation),
         "test": asdict(finished.test) if finished.test else None,
@@ -108,7 +110,7 @@ def _result(
         },
         "trials": {status: statuses.count(status) for status in ("done", "stopped", "failed")},
         "seconds": round(session.spent + time.monotonic() - session.began, 1),
-        "regime": {**asdict(regime), "text": regime.text},
+        "regime": {**regime.to_json(), "first": first, "agreed": config.strategy.name in first},
         "backbones": _considered(session.folder),
         "classes": list(data.catalog.classes),
         "artifact": "best",

@@ -9,7 +9,7 @@ from typing import Any, Literal
 Kind = Literal[
     "phase",  # name, text: what is being done now
     "note",  # text: something the user should know
-    "scan",  # found, excluded, classes, image_size, train, validation, test
+    "scan",  # headline, found, excluded, reasons, noticed, classes, image_size, the parts, folds
     "progress",  # text, done, total: of what takes longer than two seconds
     "backbone",  # name, score (None if left out), seconds, text
     "regime",  # name, text

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from autoft.search.configs import Space
-from autoft.selection.regime import Regime
+from autoft.selection.regime import Profile
 from autoft.training.job import Ranked
 from autoft.values import Value
 
@@ -32,6 +32,7 @@ SHALLOW: Answers = {"strategy": "freeze", "strategy.freeze.depth": 0.25, "train.
 NORMS: Answers = {"strategy": "norm_bias", "train.lr": 1e-3}
 LATER: Answers = {"strategy": "probe_then_tune"}
 GRADUAL: Answers = {"strategy": "gradual"}
+FIRST = 2  # recipes that count as what a regime advises
 FROM_SCRATCH = "resnet10t"  # small, and learns from random weights on little data
 SCRATCH: Answers = {"strategy": "scratch", "train.lr": 2e-3, "train.augment": "crop"}
 
@@ -45,7 +46,7 @@ RECIPES: Mapping[str, tuple[Answers, ...]] = {
 }
 
 
-def portfolio(space: Space, regime: Regime, ranked: Sequence[Ranked]) -> Iterator[Answers]:
+def portfolio(space: Space, regime: Profile, ranked: Sequence[Ranked]) -> Iterator[Answers]:
     """Yield the first configurations, best backbone first; those the space lacks are left out."""
     order = [each.label for each in ranked]
     recipes = RECIPES[regime.name]
@@ -60,6 +61,16 @@ def portfolio(space: Space, regime: Regime, ranked: Sequence[Ranked]) -> Iterato
         given = answers if "head" in answers else answers | _usual_head(space)
         if given["strategy"] in space.strategies and given.get("head", "") in {*space.heads, ""}:
             yield given
+
+
+def first_strategies(regime: str) -> tuple[str, ...]:
+    """Return the strategies that a regime puts first: of the first two of its recipes.
+
+    Where training the head alone is part of its advice, that of the linear probe is another.
+    """
+    probe = (PROBE,) if regime == "small-similar" else ()
+    named = (str(answers["strategy"]) for answers in (*probe, *RECIPES[regime][:FIRST]))
+    return tuple(dict.fromkeys(named))
 
 
 def _usual_head(space: Space) -> Answers:

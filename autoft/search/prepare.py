@@ -1,4 +1,4 @@
-"""From settings to a setup: read the data, decode it once, split it, rank the backbones."""
+"""From settings to a setup: which backbones there are, and how good each is to start from."""
 
 from __future__ import annotations
 
@@ -7,127 +7,32 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import numpy as np
-
 from autoft import errors, plugins
-from autoft.data.catalog import Catalog, check_bad, check_classes, read_catalog
-from autoft.data.pixels import PixelStore, open_store
-from autoft.data.split import Split, make_split, read_split, write_split
+from autoft.data.split import TEST
 from autoft.errors import MachineError, UsageError
 from autoft.network.sources import Source, in_folder, resolve, suggest
 from autoft.search.engines import tasks
 from autoft.search.engines.tasks import Described, Names
 from autoft.search.folder import RunFolder
+from autoft.search.images import Data
 from autoft.search.portfolio import FROM_SCRATCH
+from autoft.search.sampling import affordable, repeats_for, sample_of
 from autoft.search.settings import Settings
-from autoft.selection import regime as regimes
-from autoft.selection.regime import Regime
-from autoft.training.job import Images, Ranked, Setup
+from autoft.selection.regime import Profile, judge
+from autoft.training.job import Ranked, Setup
+from autoft.training.recipe import AUGMENTS, UPRIGHT
 
-CROP = 0.875  # the share of the resized square that the network sees, as timm's default
-SMALLEST, STEP = 64, 32  # pixels: small images are enlarged to at least this, in such steps
 LOOK_SECONDS = 3.0  # that the hub gets to answer
-USUAL_SIZE = 224
 BEHIND = 0.10  # a backbone whose probe is further behind the best is not searched
 LONG = 3600.0  # seconds from which a larger tier pays
 
 Emit = Callable[..., None]
 Call = Callable[..., Any]
-
-
-@dataclass(frozen=True)
-class Data:
-    """The images of a run: catalog, split and decoded store."""
-
-    catalog: Catalog
-    split: Split
-    store: PixelStore
-    image_size: int
-
-    def part(self, indices: Sequence[int]) -> Images:
-        """Return the rows and labels of the items at `indices` of the catalog."""
-        chosen = np.asarray(indices, dtype=np.int64)
-        return Images(self.catalog.rows()[chosen], self.catalog.labels()[chosen])
-
-
-def read_headers(settings: Settings, emit: Emit) -> Catalog:
-    """Find the images and their labels.
-
-    Raises:
-        DataError: there is nothing to train on.
-    """
-    emit("phase", name="scan", text=f"reading {settings.dataset}")
-    return read_catalog(
-        settings.dataset,
-        lambda done, total: emit("progress", text="reading headers", done=done, total=total),
-    )
-
-
-def decode(
-    settings: Settings,
-    folder: RunFolder,
-    catalog: Catalog,
-    emit: Emit,
-    usable: Callable[[], None] = lambda: None,
-) -> Data:
-    """Decode every image once and split them; a split that the run has is kept.
-
-    `usable` is called once it is clear that there is something to train on, before the split.
-
-    Raises:
-        DataError: too many images are damaged, or the data changed since the run began.
-    """
-    image_size = settings.image_size or default_image_size(catalog)
-    store, bad = open_store(
-        catalog,
-        round(image_size / CROP),
-        progress=lambda done, total: emit("progress", text="decoding", done=done, total=total),
-    )
-    fingerprint = catalog.fingerprint()
-    catalog = catalog.without(bad)
-    check_bad(catalog)
-    check_classes(catalog)
-    usable()
-    split = _split(settings, folder, catalog, fingerprint)
-    emit(
-        "scan",
-        found=len(catalog.items) + len(catalog.excluded),
-        excluded=len(catalog.excluded),
-        reasons=[f"{each.path}: {each.reason}" for each in catalog.excluded[:5]],
-        classes=len(catalog.classes),
-        image_size=image_size,
-        train=len(split.train),
-        validation=len(split.validation),
-        test=len(split.test),
-    )
-    return Data(catalog, split, store, image_size)
-
-
-def _split(settings: Settings, folder: RunFolder, catalog: Catalog, fingerprint: str) -> Split:
-    known = folder.read_json("catalog.json")
-    if known is not None and known["fingerprint"] != fingerprint:
-        raise errors.DataError(
-            f"{settings.dataset} changed since {folder.path} was begun. Start a new run with "
-            f"another --out, or restore the images."
-        )
-    folder.write_json("catalog.json", {**catalog.to_json(), "fingerprint": fingerprint})
-    path = folder.path / "split.csv"
-    if path.exists():
-        return read_split(path, catalog)
-    split = make_split(catalog, settings.seed)
-    write_split(path, catalog, split)
-    return split
-
-
-def default_image_size(catalog: Catalog) -> int:
-    """Return the usual size, or less where the images themselves are smaller."""
-    enlarged = -(-int(catalog.short_side / CROP) // STEP) * STEP
-    return min(USUAL_SIZE, max(SMALLEST, enlarged))
 
 
 def local_sources(settings: Settings) -> tuple[dict[str, Source], list[str]]:
@@ -228,18 +133,34 @@ def _merit(ranked: Ranked) -> tuple[float, float]:
     return -ranked.probe, -ranked.balanced_knn
 
 
-def measure_regime(setup: Setup, ranked: Sequence[Ranked], call: Call, emit: Emit) -> Regime:
-    """Say which regime the data is in."""
-    found = regimes.measure(setup.train.labels, ranked, call(tasks.pixel_control, setup))
-    emit("regime", name=found.name, text=found.text, similarity=found.similarity)
-    return found
+def measure_regime(
+    settings: Settings, setup: Setup, data: Data, ranked: Sequence[Ranked], call: Call, emit: Emit
+) -> Profile:
+    """Say which regime the data is in, by the backbone that knows most of it."""
+    usable = [each for each in ranked if each.pretrained]
+    pixels, found = None, []
+    if usable:
+        best = max(usable, key=lambda each: max(each.balanced_probe, each.balanced_knn))
+        sample = sample_of(data, affordable(settings.time, setup, best))
+        repeats = repeats_for(sample, settings.time)
+        emit("phase", name="profile", text=f"profiling {len(sample):,} images with {best.label}")
+        if len(sample):
+            pixels = call(tasks.measure_pixels, setup, sample, repeats)
+            found = [call(tasks.measure_backbone, setup, best.label, sample, repeats)]
+    labels = data.catalog.labels[data.split.fold != TEST]
+    profile = judge(labels, pixels, found, weights=bool(usable))
+    for reason in profile.failed.values():
+        emit("note", text=f"The regime is not known: {reason}")
+    emit("regime", name=profile.name, text=profile.text, similarity=profile.similarity)
+    return profile
 
 
 def augmentations(setup: Setup, best: Ranked, call: Call) -> tuple[str, ...]:
-    """Return the augmentations that keep labels: no mirroring where that changes them."""
-    if call(tasks.mirroring_keeps_labels, setup, best):
-        return ("none", "crop", "crop_flip", "strong")
-    return ("none", "crop")
+    """Return the augmentations that keep labels: none that mirrors or turns if that changes them.
+
+    Mixtures are for every data set: they say which share of each label they hold.
+    """
+    return AUGMENTS if call(tasks.mirroring_keeps_labels, setup, best) else UPRIGHT
 
 
 def names(settings: Settings) -> Names:

@@ -12,11 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from autoft import plugins
-from autoft.data.catalog import read_catalog
+from autoft.data import doctor
 from autoft.errors import MachineError, UsageError
 from autoft.network.sources import Source
-from autoft.search import prepare
+from autoft.search import images, prepare
 from autoft.search.budget import Budget
 from autoft.search.configs import Space
 from autoft.search.director import Director
@@ -27,16 +29,16 @@ from autoft.search.engines.tasks import Begun
 from autoft.search.engines.worker import Worker
 from autoft.search.events import Listener
 from autoft.search.folder import FORMAT, RESULT, RunFolder, claim, open_run
+from autoft.search.images import Data
 from autoft.search.jobs import Finished, FinishJob
 from autoft.search.portfolio import portfolio
-from autoft.search.prepare import Data
 from autoft.search.resuming import check_resumable, choose_folder
 from autoft.search.session import Session, a_worker
 from autoft.search.settings import FORMATS, Settings, check_formats, read_saved
 from autoft.search.stop import listen_for_stop
 from autoft.search.study import Study
 from autoft.selection import winner
-from autoft.selection.regime import Regime
+from autoft.selection.regime import Profile
 from autoft.training.job import Ranked, Setup
 from autoft.values import Estimate, TrialResult
 
@@ -79,7 +81,7 @@ def _search(session: Session, first: Worker) -> None:
         tuple(asked.values()),
         settings.image_size or 0,
     )
-    catalog = prepare.read_headers(settings, session.emit)
+    listing = images.list_images(settings, session.emit)
     try:
         begun: Begun = session.wait(first)
     except UsageError as error:
@@ -88,8 +90,8 @@ def _search(session: Session, first: Worker) -> None:
         session.emit("note", text=f"Left out: {reason}")
     device = begun.devices[0]
     sources = asked or local or prepare.tier_sources(begun.described, device, settings.time)
-    data = prepare.decode(
-        settings, session.folder, catalog, session.emit, lambda: _write_run(session)
+    data = images.decode(
+        settings, session.folder, listing, session.emit, lambda: _write_run(session)
     )
     setup = _setup(session, data, sources, device)
 
@@ -98,7 +100,7 @@ def _search(session: Session, first: Worker) -> None:
 
     ranking = RANKING_SHARE * session.left()
     setup, ranked = prepare.rank(settings, setup, call, session.emit, ranking)
-    regime = prepare.measure_regime(setup, ranked, call, session.emit)
+    regime = prepare.measure_regime(settings, setup, data, ranked, call, session.emit)
     augments = prepare.augmentations(setup, ranked[0], call)
     space = _space(begun.described.space, settings, setup, ranked, augments)
     director = _director(session, space, setup, data, ranked, regime)
@@ -120,11 +122,11 @@ def _setup(session: Session, data: Data, sources: Mapping[str, Source], device: 
         folder=session.folder.path.resolve(),
         store=data.store,
         classes=data.catalog.classes,
-        train=data.part(data.split.train),
-        validation=data.part(data.split.validation),
+        train=data.part(data.split.train()),
+        validation=data.part(data.split.validation()),
         sources=sources,
         image_size=data.image_size,
-        metric=session.settings.metric,
+        metric=images.chosen_metric(session.settings, data.catalog),
         device=device,
         threads=len(os.sched_getaffinity(0)),
     )
@@ -162,7 +164,7 @@ def _director(
     setup: Setup,
     data: Data,
     ranked: Sequence[Ranked],
-    regime: Regime,
+    regime: Profile,
 ) -> Director:
     budget = Budget(
         deadline=time.time() + _time_for_trials(session, setup, data, ranked),
@@ -186,8 +188,8 @@ def _time_for_trials(
     """Return the seconds for trials: what is left, less what the finish will need."""
     slowest = min(each.fp32_images_per_second for each in ranked)
     passes = len(session.settings.export) + 2
-    images = passes * len(setup.validation) + 2 * len(data.split.test)
-    finish = FINISH_SECONDS + 1.2 * images / slowest
+    passed = passes * len(setup.validation) + 2 * len(data.split.test)
+    finish = FINISH_SECONDS + 1.2 * passed / slowest
     return max(session.left() - finish, LEAST_SHARE * session.left())
 
 
@@ -216,7 +218,7 @@ def _run_trials(
 
 
 def dry_run(settings: Settings) -> list[str]:
-    """Return what a search would do, in sentences; reads headers, trains nothing.
+    """Return what a search would do, in sentences; decodes for the search to come, trains nothing.
 
     Raises:
         AutoftError: what the search itself would refuse at once.
@@ -230,12 +232,14 @@ def dry_run(settings: Settings) -> list[str]:
             plugins.find(kind, name)
     local, _ = prepare.local_sources(settings)
     chosen = prepare.asked_sources(settings, local) or local
-    catalog = read_catalog(settings.dataset)
-    size = settings.image_size or prepare.default_image_size(catalog)
-    store = len(catalog.items) * round(size / prepare.CROP) ** 2 * 3
+    data = images.read_data(settings, lambda *_, **__: None)
+    known, size, store = doctor.report(data.catalog), data.image_size, data.store
     return [
-        f"{len(catalog.items)} images of {len(catalog.classes)} classes, "
-        f"{len(catalog.excluded)} excluded; {size} pixels a side, {store / 1e6:.0f} MB decoded.",
+        f"{doctor.headline(known)}; {len(data.catalog.excluded)} excluded; {size} pixels a side, "
+        f"{store.rows * store.resize**2 * 3 / 1e6:.0f} MB decoded.",
+        *doctor.warnings(known),
+        f"{len(data.split.train())} to train, {len(data.split.validation())} to validate, "
+        f"{len(data.split.test)} to test; {data.split.folds} fold(s).",
         f"Backbones: {', '.join(chosen) or 'those of the size that fits device and time'}.",
         f"Strategies: {', '.join(asked.strategies)}.",
         f"Heads: {', '.join(asked.heads)}.",
@@ -270,12 +274,12 @@ def export_trial(
     settings = read_saved(run)
     with listen_for_stop() as stop, claim(run) as held, a_worker() as worker:
         session = Session(settings, held, listen, stop, time.monotonic())
-        catalog = prepare.read_headers(settings, session.emit)
-        data = prepare.decode(settings, held, catalog, session.emit)
+        listing = images.list_images(settings, session.emit)
+        data = images.decode(settings, held, listing, session.emit)
         job = FinishJob(
             best,
             None,
-            data.part(()),
+            data.part(np.empty(0, np.int64)),
             tuple(formats),
             place.resolve(),
             data.split.hash,

@@ -9,11 +9,13 @@ import os
 import re
 import tomllib
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from autoft.data.reading import SCHEMES, Reading
 from autoft.errors import UsageError, did_you_mean
 
 FORMATS = ("onnx", "torchscript", "pt2")
@@ -80,7 +82,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     dataset: Annotated[str, BeforeValidator(_expand)] = Field(
-        description="Folder of labelled images, or sample:digits."
+        description="Images: a folder, a manifest, an archive, hf://..., or sample:digits."
     )
     out: Annotated[str | None, BeforeValidator(_expand)] = Field(
         None, description="Run folder [default: runs/<dataset>]."
@@ -95,8 +97,8 @@ class Settings(BaseModel):
     weights: Annotated[str | None, BeforeValidator(_expand)] = Field(
         None, description="Folder whose sub-folders hold weights."
     )
-    metric: Literal["accuracy", "balanced_accuracy", "macro_f1"] = Field(
-        "accuracy", description="What the search maximises on the validation part."
+    metric: Literal["auto", "accuracy", "balanced_accuracy", "macro_f1"] = Field(
+        "auto", description="What the search maximises on the validation part."
     )
     device: Annotated[str, AfterValidator(_check_device)] = Field(
         "auto", description="auto, cpu, cuda, cuda:0 or cuda:0,1."
@@ -107,10 +109,30 @@ class Settings(BaseModel):
         0, ge=0, lt=2**31, description="Seed of the split, the search and the trials."
     )
     image_size: int | None = Field(None, ge=16, le=1024, description="Pixels per side.")
+    split: Annotated[str | None, BeforeValidator(_expand)] = Field(
+        None, description="CSV that says which image is in which part."
+    )
+    folds: int | None = Field(None, ge=1, le=20, description="Folds for selection; 1: hold-out.")
+    max_bad: float = Field(0.05, ge=0, le=1, description="Share of files that may be unusable.")
+    min_side: int = Field(8, ge=1, description="Smallest shorter side in pixels.")
+    min_per_class: Literal["error", "drop"] = Field(
+        "error", description="What becomes of classes that are too small to be split."
+    )
+    near_dup: int | None = Field(
+        None, ge=0, le=32, description="Look for near-duplicates within so many of 64 bits."
+    )
+    allow_leak: bool = Field(False, description="Accept the same image in two given parts.")
+    merge_classes: bool = Field(False, description="Join classes that differ in case or form.")
+    keep_empty: bool = Field(False, description="Keep classes without an image.")
+    follow_outside: bool = Field(False, description="Follow links that leave the dataset.")
     offline: bool = Field(False, description="Never use the network.")
     export: Annotated[Names, AfterValidator(check_formats)] = Field(
         ("onnx", "torchscript"), description="Formats: onnx, torchscript, pt2."
     )
+
+    def reading(self) -> Reading:
+        """Return what is accepted, left out or refused of the dataset."""
+        return Reading(**{field.name: getattr(self, field.name) for field in fields(Reading)})
 
     def meaning(self) -> dict[str, Any]:
         """Return the settings that decide what a trial means; a resumed run must agree on them."""
@@ -120,8 +142,8 @@ class Settings(BaseModel):
         """Return the same settings with absolute paths, which mean the same from everywhere."""
         paths = {
             name: str(Path(value).resolve())
-            for name, value in (("dataset", self.dataset), ("weights", self.weights))
-            if value and not value.startswith("sample:")
+            for name in ("dataset", "weights", "split")
+            if (value := getattr(self, name)) and not value.startswith(SCHEMES)
         }
         return self.model_copy(update=paths)
 

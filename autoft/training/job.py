@@ -3,31 +3,67 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from autoft.data.pixels import PixelStore
+from autoft.data.pixels import Store
+from autoft.errors import DataError
 from autoft.network.sources import Source
 from autoft.values import Backbone, Preprocess, Status, TrialConfig
 
 Rows = NDArray[np.int64]
 Labels = NDArray[np.int64]
+Weights = NDArray[np.float32]
+Folds = NDArray[np.int8]
 
 
 @dataclass(frozen=True)
 class Images:
-    """Images of one part of the data: their rows in the store and their class indices."""
+    """Images of one part of the data, (N,) each: rows in the store, class indices and more.
+
+    `weights` say how much each counts in training (not given: all the same), `folds` in which
+    fold of a cross-validation it is held out (not given: all in fold 0).
+    """
 
     rows: Rows
     labels: Labels
+    weights: Weights = field(default_factory=lambda: np.ones(0, np.float32))
+    folds: Folds = field(default_factory=lambda: np.zeros(0, np.int8))
+
+    def __post_init__(self) -> None:
+        """Fill what was not given."""
+        if not len(self.weights):
+            object.__setattr__(self, "weights", np.ones(len(self.rows), np.float32))
+        if not len(self.folds):
+            object.__setattr__(self, "folds", np.zeros(len(self.rows), np.int8))
 
     def __len__(self) -> int:
         """Return the number of images."""
         return len(self.rows)
+
+    def take(self, chosen: NDArray[Any]) -> Images:
+        """Return the images at the positions `chosen`, or where it is true."""
+        columns = (getattr(self, column.name) for column in fields(self))
+        return Images(*(column[chosen] for column in columns))
+
+    def loss_weights(self) -> Weights:
+        """Return the weights scaled to a mean of 1, as losses take them.
+
+        Raises:
+            DataError: all are 0.
+        """
+        mean = self.weights.mean(dtype=np.float64)
+        if mean == 0:
+            raise DataError(
+                f"The weights of all {len(self)} images to train on are 0; expected some above 0: "
+                f"mend the column 'weight' of the manifest."
+            )
+        scaled: Weights = (self.weights / mean).astype(np.float32)
+        return scaled
 
 
 @dataclass(frozen=True)
@@ -43,7 +79,7 @@ class Setup:
     """What all trials of a run share; it goes to a worker with every task."""
 
     folder: Path
-    store: PixelStore
+    store: Store
     classes: tuple[str, ...]
     train: Images
     validation: Images

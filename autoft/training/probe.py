@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from autoft.network.stages import kind_of_parameters
+from autoft.training.losses import weighted_cross_entropy
 from autoft.training.optim import schedule
 from autoft.training.recipe import Recipe
 
@@ -22,24 +23,26 @@ class NonFiniteLoss(Exception):
     """The loss became NaN or infinite; the trial ends, the run goes on."""
 
 
-def fit_head(
+def fit_head(  # noqa: PLR0913 (data, recipe and three things asked for by name)
     head: nn.Module,
     features: Tensor,
     labels: Tensor,
     recipe: Recipe,
     *,
     seed: int,
+    weights: Tensor | None = None,
     rounds: int = 1,
     after_round: AfterRound | None = None,
 ) -> None:
     """Train `head` on features (N, F) and labels (N,) in place.
 
-    The run is cut into `rounds` of equal length; `after_round(index, train_loss)` may return False
-    to stop.
+    `weights` (N,), of mean 1, scale the loss of each image (None: all are 1). The run is cut into
+    `rounds` of equal length; `after_round(index, train_loss)` may return False to stop.
 
     Raises:
         NonFiniteLoss: names the step and the learning rate.
     """
+    weights = torch.ones(len(features)).to(features) if weights is None else weights
     generator = torch.Generator().manual_seed(seed)
     batch = min(recipe.batch_size, len(features))
     total = min(max(EPOCHS * len(features) // batch, MIN_STEPS), MAX_STEPS)
@@ -54,7 +57,8 @@ def fit_head(
         for group in optimizer.param_groups:
             group["lr"] = recipe.head_lr * schedule(step / total)
         logits = head(features[chosen])
-        loss = functional.cross_entropy(logits, labels[chosen], label_smoothing=recipe.smoothing)
+        targets = functional.one_hot(labels[chosen], logits.shape[1]).to(logits.dtype)
+        loss = weighted_cross_entropy(logits, targets, weights[chosen], recipe.smoothing)
         if not torch.isfinite(loss):
             raise NonFiniteLoss(f"non_finite_loss at step {step} (head_lr={recipe.head_lr:g})")
         optimizer.zero_grad(set_to_none=True)

@@ -2,36 +2,44 @@
 
 One forward pass per backbone over the training and validation parts (at most `MAX_IMAGES` of them)
 feeds k-NN and a logistic probe; plain k-NN is the best single predictor in the large comparison of
-arXiv 2503.18528, and the probe is what a head-only trial will reach.
+arXiv 2503.18528, and the probe is what a head-only trial will reach. Both are cross-validated
+where the data has folds. What was measured is kept: the same search again begins at once.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, fields
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # has no types
 from torch import nn
 
 from autoft.data.views import evaluation_batches
 from autoft.errors import AutoftError, PluginError
 from autoft.network.build import build
 from autoft.training import metrics
-from autoft.training.features import Features, pooled_features
+from autoft.training.classify import logistic, nearest
+from autoft.training.features import Features, pooled_features, weights_hash
 from autoft.training.job import Images, Precision, Ranked, Setup
 from autoft.training.precision import autocast, choose, fp32_per_second, memory_format, place
+from autoft.training.remember import key_of, recall, remember
 from autoft.values import Preprocess
 
 MAX_IMAGES = 5000
-NEIGHBOURS = 20
 TIMED_BATCH = 16
 TIMED_STEPS = 4
-PIXELS = 16
 FLIP_MAY_COST = 0.03
+KIND, MIRROR, VERSION = "rank", "mirror", 1
 
 Progress = Callable[[str, int, int], None]
+Division = tuple[NDArray[Any], NDArray[Any]]
+Predicted = tuple[NDArray[Any], NDArray[Any], NDArray[Any]]
 
 
 def rank_backbone(setup: Setup, label: str, progress: Progress) -> Ranked:
@@ -51,33 +59,23 @@ def _measure(setup: Setup, label: str, progress: Progress) -> Ranked:
     source = setup.sources[label]
     torch.manual_seed(0)
     backbone = build(source, image_size=setup.image_size)
-    device = torch.device(setup.device)
-    module = backbone.module
+    device, module = torch.device(setup.device), backbone.module
     pre = setup.preprocess(backbone)
+    key = _key(setup, module, pre, source.pretrained)
+    if (known := recall(KIND, key)) is not None:
+        return Ranked(**{**known, "label": label, "precision": Precision(**known["precision"])})
     cpu_per_second = fp32_per_second(module, setup.image_size)
     precision, per_second = choose(module.to(device), setup.image_size, device)
-
-    def features(part: Images, what: str) -> Features:
-        return pooled_features(
-            module,
-            setup,
-            part,
-            pre,
-            precision,
-            progress=lambda done, total: progress(f"{label}: {what}", done, total),
-        )
-
-    train, held_out = subsample(setup.train), subsample(setup.validation)
-    known = features(train, "training images")
-    asked = features(held_out, "validation images")
-    probed = logistic_probe(known, train.labels)(asked)
-    return Ranked(
+    images, divisions = pool(setup)
+    features = pooled_features(
+        module, setup, images, pre, precision, progress=partial(progress, f"{label}: images")
+    )
+    labels, probed, near = _predict(features, images, divisions)
+    ranked = Ranked(
         label=label,
-        probe=metrics.score(setup.metric, held_out.labels, probed),
-        balanced_probe=metrics.score("balanced_accuracy", held_out.labels, probed),
-        balanced_knn=metrics.score(
-            "balanced_accuracy", held_out.labels, nearest(known, train.labels, asked)
-        ),
+        probe=metrics.score(setup.metric, labels, probed),
+        balanced_probe=metrics.score("balanced_accuracy", labels, probed),
+        balanced_knn=metrics.score("balanced_accuracy", labels, near),
         precision=precision,
         images_per_second=per_second,
         fp32_images_per_second=cpu_per_second,
@@ -89,6 +87,42 @@ def _measure(setup: Setup, label: str, progress: Progress) -> Ranked:
         license=backbone.license,
         seconds=time.monotonic() - began,
     )
+    remember(KIND, key, asdict(ranked))
+    return ranked
+
+
+def pool(setup: Setup) -> tuple[Images, list[Division]]:
+    """Return the images that backbones are ranked on, and which of them are learnt and asked.
+
+    A hold-out divides them once; k folds divide the training and validation images k times, so
+    that each is asked for once. At most `MAX_IMAGES` are drawn from each part.
+    """
+    train, held = subsample(setup.train), subsample(setup.validation)
+    both = Images(
+        *(
+            np.concatenate([getattr(train, column.name), getattr(held, column.name)])
+            for column in fields(Images)
+        )
+    )
+    asked = np.arange(len(both)) >= len(train)
+    others = np.unique(train.folds[train.folds >= 0])
+    flags = [asked] + [
+        both.folds == fold for fold in others if not asked[both.folds == fold].any()
+    ]
+    return both, [(np.flatnonzero(~each), np.flatnonzero(each)) for each in flags]
+
+
+def _predict(features: Features, images: Images, divisions: Sequence[Division]) -> Predicted:
+    """Return labels and what probe and k-NN predict, joined over the divisions."""
+    found = []
+    with threadpool_limits(1):  # thin matrices: threads would only wait for each other
+        for known, asked in divisions:
+            fit = features[known], images.labels[known], features[asked]
+            weights = images.take(known).loss_weights()
+            probed, near = logistic(*fit, weights), nearest(*fit)
+            found.append((images.labels[asked], probed.argmax(axis=1), near.argmax(axis=1)))
+    labels, probed, near = (np.concatenate(column) for column in zip(*found, strict=True))
+    return labels, probed, near
 
 
 def mirroring_keeps_labels(setup: Setup, ranked: Ranked) -> bool:
@@ -98,67 +132,36 @@ def mirroring_keeps_labels(setup: Setup, ranked: Ranked) -> bool:
     """
     torch.manual_seed(0)
     backbone = build(setup.sources[ranked.label], image_size=setup.image_size)
-    module, pre = backbone.module.to(setup.device), setup.preprocess(backbone)
-    module.to(memory_format=memory_format(ranked.precision))
+    module, pre = backbone.module, setup.preprocess(backbone)
+    key = _key(setup, module, pre, ranked.precision)
+    if (known := recall(MIRROR, key)) is not None:
+        return bool(known["keeps"])
+    module.to(setup.device).to(memory_format=memory_format(ranked.precision))
     train, held_out = subsample(setup.train), subsample(setup.validation)
 
     def features(part: Images, *, flip: bool = False) -> Features:
         return pooled_features(module, setup, part, pre, ranked.precision, flip=flip)
 
-    probe = logistic_probe(features(train), train.labels)
-    plain = (probe(features(held_out)) == held_out.labels).mean()
-    mirrored = (probe(features(held_out, flip=True)) == held_out.labels).mean()
-    return bool(mirrored >= plain - FLIP_MAY_COST)
+    both = np.concatenate([features(held_out), features(held_out, flip=True)])
+    with threadpool_limits(1):
+        found = logistic(features(train), train.labels, both, train.loss_weights()).argmax(axis=1)
+    plain, mirrored = (found.reshape(2, -1) == held_out.labels).mean(axis=1)
+    keeps = bool(mirrored >= plain - FLIP_MAY_COST)
+    remember(MIRROR, key, {"keeps": keeps})
+    return keeps
 
 
 def subsample(part: Images, limit: int = MAX_IMAGES) -> Images:
     """Return at most `limit` images of `part`, drawn evenly over it."""
     if len(part) <= limit:
         return part
-    chosen = np.random.default_rng(0).permutation(len(part))[:limit]
-    return Images(part.rows[np.sort(chosen)], part.labels[np.sort(chosen)])
+    return part.take(np.sort(np.random.default_rng(0).permutation(len(part))[:limit]))
 
 
-def logistic_probe(
-    features: Features, labels: NDArray[np.int64]
-) -> Callable[[Features], NDArray[np.int64]]:
-    """Fit a logistic regression on standardised features; return its predictor."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    strength = 100.0 / len(features)  # the penalty per image stays the same whatever their number
-    model = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=300))
-    model.fit(features, labels)
-
-    def predict(asked: Features) -> NDArray[np.int64]:
-        return np.asarray(model.predict(asked), dtype=np.int64)
-
-    return predict
-
-
-def nearest(known: Features, labels: NDArray[np.int64], asked: Features) -> NDArray[np.int64]:
-    """Return the majority class among the nearest neighbours by cosine similarity."""
-    from sklearn.neighbors import KNeighborsClassifier
-
-    smallest = int(np.bincount(labels).min())
-    model = KNeighborsClassifier(min(NEIGHBOURS, max(smallest, 1)), metric="cosine")
-    return np.asarray(model.fit(known, labels).predict(asked), dtype=np.int64)
-
-
-def pixel_control(setup: Setup) -> float:
-    """Return the balanced accuracy of a logistic probe on 16 x 16 pixels."""
-    train, held_out = subsample(setup.train, 2000), subsample(setup.validation, 2000)
-    small = Preprocess(setup.image_size, setup.store.resize)
-
-    def thumbnails(part: Images) -> Features:
-        batches = evaluation_batches(setup.store, part.rows, small, 64)
-        shrunk = [nn.functional.adaptive_avg_pool2d(b, PIXELS).flatten(1).numpy() for b in batches]
-        joined: Features = np.concatenate(shrunk)
-        return joined
-
-    predicted = logistic_probe(thumbnails(train), train.labels)(thumbnails(held_out))
-    return metrics.score("balanced_accuracy", held_out.labels, predicted)
+def _key(setup: Setup, module: nn.Module, *more: object) -> str:
+    parts = (setup.train, setup.validation)
+    columns = [getattr(part, column.name) for part in parts for column in fields(Images)]
+    return key_of(setup, VERSION, weights_hash(module), setup.metric, *columns, *more)
 
 
 def _trained_per_second(

@@ -14,10 +14,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional
 
 from autoft import plugins
-from autoft.data.views import training_batches
+from autoft.data.views import Batch, training_batches
 from autoft.errors import PluginError
 from autoft.network.assemble import Network
 from autoft.network.build import build
@@ -27,6 +26,7 @@ from autoft.training import checkpoint, probe, recipe
 from autoft.training.evaluate import Scored, evaluate, score_logits
 from autoft.training.features import pooled_features
 from autoft.training.job import Images, Outcome, Report, Reporter, Setup, TrialJob
+from autoft.training.losses import weighted_cross_entropy
 from autoft.training.optim import make_optimizer, set_learning_rates
 from autoft.training.precision import autocast, memory_format, place
 from autoft.training.probe import NonFiniteLoss
@@ -157,12 +157,14 @@ def _fit_head(
 ) -> None:
     features = torch.from_numpy(_features(trial, trial.setup.train)).to(trial.device)
     labels = torch.from_numpy(trial.setup.train.labels).to(trial.device)
+    weights = torch.from_numpy(trial.setup.train.loss_weights()).to(trial.device)
     probe.fit_head(
         trial.network.head,
         features,
         labels,
         how,
         seed=trial.job.config.seed,
+        weights=weights,
         rounds=rounds,
         after_round=after_round,
     )
@@ -207,7 +209,10 @@ def _epoch(trial: Trial, optimizer: torch.optim.Optimizer) -> float | None:
         part.rows,
         part.labels,
         trial.pre,
+        num_classes=len(trial.setup.classes),
+        weights=part.loss_weights(),
         augment=how.augment,
+        mix=how.mix,
         batch_size=how.batch_size,
         seed=seed,
         epoch=epoch,
@@ -215,12 +220,12 @@ def _epoch(trial: Trial, optimizer: torch.optim.Optimizer) -> float | None:
     steps = steps_per_epoch(len(part), how.batch_size)
     total = torch.zeros((), device=trial.device)
     trial.network.train()
-    for step, (images, labels) in enumerate(batches):
+    for step, batch in enumerate(batches):
         if time.time() > trial.job.deadline:
             batches.close()
             return None
         progress = (epoch + step / steps) / trial.job.epochs
-        total += _step(trial, optimizer, images, labels, progress)
+        total += _step(trial, optimizer, batch, progress)
     return float(total) / steps
 
 
@@ -236,11 +241,7 @@ def steps_per_epoch(images: int, batch_size: int) -> int:
 
 
 def _step(
-    trial: Trial,
-    optimizer: torch.optim.Optimizer,
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    progress: float,
+    trial: Trial, optimizer: torch.optim.Optimizer, batch: Batch, progress: float
 ) -> torch.Tensor:
     """Take one optimiser step at `progress` in [0, 1) of the trial; return the loss."""
     network, how = trial.network, trial.recipe
@@ -248,9 +249,9 @@ def _step(
         _apply_rates(trial, progress)
     set_learning_rates(optimizer, network, how, progress)
     with autocast(trial.job.precision, trial.device):
-        logits = network(place(images, trial.job.precision, trial.device))
-    labels = labels.to(trial.device)
-    loss = functional.cross_entropy(logits.float(), labels, label_smoothing=how.smoothing)
+        logits = network(place(batch.images, trial.job.precision, trial.device))
+    targets, weights = batch.targets.to(trial.device), batch.weights.to(trial.device)
+    loss = weighted_cross_entropy(logits.float(), targets, weights, how.smoothing)
     if not torch.isfinite(loss):
         raise NonFiniteLoss(f"non_finite_loss at progress {progress:.2f} (lr={how.lr:g})")
     optimizer.zero_grad(set_to_none=True)

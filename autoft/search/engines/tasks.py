@@ -11,6 +11,7 @@ from autoft.network.sources import Source
 from autoft.search.configs import Space, StrategyInfo
 from autoft.search.jobs import Finished, FinishJob
 from autoft.training.job import Outcome, Ranked, Report, Setup, TrialJob
+from autoft.training.measures import Measured, Sample
 
 
 @dataclass(frozen=True)
@@ -192,11 +193,22 @@ def rank(link: Link, setup: Setup, label: str) -> Ranked:
     return rank_backbone(setup, label, link.progress)
 
 
-def pixel_control(link: Link, setup: Setup) -> float:
-    """Measure what pixels alone give."""
-    from autoft.training.rank import pixel_control as measure
+def measure_pixels(link: Link, setup: Setup, sample: Sample, repeats: int) -> Measured:
+    """Measure what can be known of a sample without a backbone."""
+    from autoft.training.profile import measure_pixels as measure
 
-    return measure(setup)
+    _use_threads(setup)
+    return measure(setup, sample, repeats)
+
+
+def measure_backbone(
+    link: Link, setup: Setup, label: str, sample: Sample, repeats: int
+) -> Measured:
+    """Measure what one backbone knows of a sample."""
+    from autoft.training.profile import measure_backbone as measure
+
+    _use_threads(setup)
+    return measure(setup, label, sample, repeats, link.progress)
 
 
 def mirroring_keeps_labels(link: Link, setup: Setup, ranked: Ranked) -> bool:

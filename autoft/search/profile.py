@@ -1,0 +1,170 @@
+"""The profile of a data set: what regime it is in, and which labels look wrong; trains nothing."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from autoft.data.split import TEST
+from autoft.errors import AutoftError, DataError, MachineError, UsageError
+from autoft.network.sources import Source
+from autoft.search import images, prepare
+from autoft.search.engines import tasks
+from autoft.search.engines.tasks import Begun
+from autoft.search.engines.worker import Worker
+from autoft.search.events import Listener
+from autoft.search.folder import RunFolder
+from autoft.search.images import Data
+from autoft.search.portfolio import first_strategies
+from autoft.search.sampling import repeats_for, sample_of
+from autoft.search.session import Session, a_worker
+from autoft.search.settings import Settings
+from autoft.search.stop import listen_for_stop
+from autoft.selection.regime import Profile, judge
+from autoft.training.job import Setup
+from autoft.training.measures import Measured, OutOfFold, Sample
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """An image whose label is doubted: `confidence` is the probability of the label it has."""
+
+    path: str
+    label: str
+    predicted: str
+    confidence: float
+
+
+@dataclass(frozen=True)
+class Profiled:
+    """What was found: the regime, the strategies that it puts first, and the doubted labels.
+
+    `ranking` holds every image that was looked at, the most doubted first; `judge` says by what.
+    """
+
+    profile: Profile
+    first: tuple[str, ...]
+    ranking: tuple[Suspect, ...]
+    judge: str
+
+    @property
+    def suspects(self) -> tuple[Suspect, ...]:
+        """Return the images for which another class is likelier than their own."""
+        return tuple(each for each in self.ranking if each.predicted != each.label)
+
+
+def run_profile(settings: Settings, listen: Listener, limit: int) -> Profiled:
+    """Measure at most about `limit` images with every backbone that can be had.
+
+    Nothing is written but the cache. The test part is not looked at.
+
+    Raises:
+        AutoftError: the data cannot be read, or a backbone that was asked for cannot be had.
+    """
+    began = time.monotonic()
+    with listen_for_stop() as stop, tempfile.TemporaryDirectory() as folder:
+        session = Session(settings, RunFolder(Path(folder)), listen, stop, began)
+        allowed = prepare.wants_network(settings, session.emit)
+        with prepare.network(allowed=allowed), a_worker() as worker:
+            return _profile(session, worker, limit)
+
+
+def _profile(session: Session, worker: Worker, limit: int) -> Profiled:
+    settings = session.settings
+    local, left_out = prepare.local_sources(settings)
+    asked = prepare.asked_sources(settings, local)
+    names, size = prepare.names(settings), settings.image_size or 0
+    worker.send(tasks.begin, settings.device, names, tuple(asked.values()), size)
+    data = images.read_data(settings, session.emit)
+    try:
+        begun: Begun = session.wait(worker)
+    except UsageError as error:
+        raise prepare.with_hint(error, settings, local) from error
+    for reason in left_out:
+        session.emit("note", text=f"Left out: {reason}")
+    device = begun.devices[0]
+    sources = asked or local or prepare.tier_sources(begun.described, device, settings.time)
+    setup = _setup(session, data, sources, device)
+    sample = sample_of(data, limit)
+    labels = data.catalog.labels[data.split.fold != TEST]
+    if not len(sample):
+        return _result(data, sample, judge(labels, None, (), weights=True), {})
+    pixels, found = _measure(session, worker, setup, sample)
+    profile = judge(labels, pixels, found)
+    probes = {each.label: each.probes for each in (pixels, *found)}
+    speaking = profile.speaking
+    return _result(data, sample, profile, probes[speaking.backbone if speaking else ""])
+
+
+def _measure(
+    session: Session, worker: Worker, setup: Setup, sample: Sample
+) -> tuple[Measured, list[Measured]]:
+    """Measure pixels and every backbone; one that was asked for and fails is an error."""
+    repeats = repeats_for(sample)
+    session.emit("phase", name="profile", text=f"profiling {len(sample):,} images: pixels")
+    pixels: Measured = session.call(worker, tasks.measure_pixels, setup, sample, repeats)
+    found: list[Measured] = []
+    for label in setup.sources:
+        session.emit("phase", name="profile", text=f"profiling {len(sample):,} images: {label}")
+        each: Measured = session.call(
+            worker, tasks.measure_backbone, setup, label, sample, repeats
+        )
+        if each.error and session.settings.backbones:
+            raise _kind(each.exit_code)(each.error)
+        if each.error:
+            session.emit("note", text=f"Left out: {each.error}")
+        found.append(each)
+    if all(each.error for each in found):
+        session.emit(
+            "note",
+            text="No pre-trained weights can be had here, so only size and controls are "
+            "measured. Give --weights DIR, or run once with network.",
+        )
+    return pixels, found
+
+
+def _kind(exit_code: int) -> type[AutoftError]:
+    kinds = {kind.exit_code: kind for kind in (UsageError, DataError, MachineError)}
+    return kinds.get(exit_code, MachineError)
+
+
+def _setup(session: Session, data: Data, sources: Mapping[str, Source], device: str) -> Setup:
+    return Setup(
+        folder=session.folder.path,
+        store=data.store,
+        classes=data.catalog.classes,
+        train=data.part(data.split.train()),
+        validation=data.part(data.split.validation()),
+        sources=sources,
+        image_size=data.image_size,
+        metric=images.chosen_metric(session.settings, data.catalog),
+        device=device,
+        threads=len(os.sched_getaffinity(0)),
+    )
+
+
+def _result(
+    data: Data, sample: Sample, profile: Profile, probes: Mapping[str, OutOfFold]
+) -> Profiled:
+    """Rank the labels by what knows the classes best."""
+    catalog = data.catalog
+    useful = {name: probe for name, probe in probes.items() if name not in ("majority", "random")}
+    name, best = max(useful.items(), key=lambda pair: pair[1].mean, default=("", None))
+    ranking: list[Suspect] = []
+    if best is not None:
+        order: list[Any] = best.confidence.argsort(kind="stable").tolist()
+        ranking = [
+            Suspect(
+                catalog.paths[sample.positions[index]],
+                catalog.classes[sample.labels[index]],
+                catalog.classes[best.predicted[index]],
+                float(best.confidence[index]),
+            )
+            for index in order
+        ]
+    return Profiled(profile, first_strategies(profile.name), tuple(ranking), name)

@@ -1,0 +1,197 @@
+"""What frozen features of a backbone, and plain pixels, know: the numbers of the regime.
+
+Cross-validated classifiers on the pooled features of every stage of a backbone, of the same
+network with random weights, and of pixels. What the weights add to the two latter is likeness to
+what they were trained on. Nothing here may look at the test part.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from autoft.data.views import evaluation_batches
+from autoft.errors import AutoftError, PluginError
+from autoft.network.build import build
+from autoft.training.classify import Fit, cross_validate, logistic, majority, nearest
+from autoft.training.evaluate import EVALUATION_BATCH
+from autoft.training.features import (
+    Features,
+    as_array,
+    cache_key,
+    remembered,
+    weights_hash,
+)
+from autoft.training.job import Precision, Rows, Setup
+from autoft.training.measures import Measured, OutOfFold, Sample
+from autoft.training.precision import memory_format, place
+from autoft.training.remember import key_of, recall, remember
+from autoft.training.taps import calibrate, tapped
+from autoft.values import Backbone, Preprocess
+
+PLAIN = Precision(bf16=False, channels_last=True)  # the same numbers whatever else runs
+CALIBRATION = 256  # images for the norms of a random network
+PIXELS, CELLS, ANGLES = 16, 4, 8  # thumbnails; cells a side and directions of the gradients
+
+KIND, VERSION = "profile", 1
+
+Progress = Callable[[str, int, int], None]
+Told = Callable[[int, int], None]
+
+
+def measure_backbone(
+    setup: Setup, label: str, sample: Sample, repeats: int, progress: Progress
+) -> Measured:
+    """Measure one backbone; one that cannot be built or run is returned with its reason."""
+    try:
+        return _measure(setup, label, sample, repeats, progress)
+    except AutoftError as error:
+        return Measured(label, error=str(error), exit_code=error.exit_code)
+    except Exception as error:  # noqa: BLE001 - a network may fail in any way on these images
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        text = f"The backbone '{label}' cannot run here: {type(error).__name__}: {reason[:300]}"
+        return Measured(label, error=text, exit_code=PluginError.exit_code)
+
+
+def _measure(
+    setup: Setup, label: str, sample: Sample, repeats: int, progress: Progress
+) -> Measured:
+    began = time.monotonic()
+    source = setup.sources[label]
+    torch.manual_seed(0)
+    trained = build(source, image_size=setup.image_size)
+    hashed = weights_hash(trained.module)
+    pre = setup.preprocess(trained)
+    asked = (VERSION, hashed, source.plugin, dict(source.options), source.pretrained, pre, repeats)
+    key = key_of(setup, asked, *_columns(sample))
+    if (known := recall(KIND, key)) is not None:
+        return replace(Measured.from_json(known), label=label)
+    torch.manual_seed(0)
+    blank = build(source, pretrained=False, image_size=setup.image_size)
+    final, stages, untapped = _staged(setup, trained, sample, partial(progress, label))
+    probes = {
+        "knn": _score(setup, nearest, final, sample, repeats),
+        "final": _score(setup, logistic, final, sample, repeats),
+        "stages": _score(setup, logistic, stages, sample, repeats),
+    }
+    # A plugin that has no random weights to give returns the trained ones: no control.
+    if weights_hash(blank.module) != hashed:
+        told = partial(progress, f"{label} with random weights")
+        probes |= _random(setup, blank, sample, repeats, told)
+    seconds = time.monotonic() - began
+    found = Measured(label, probes, untapped, seconds, pretrained=source.pretrained)
+    remember(KIND, key, found.to_json())
+    return found
+
+
+def _random(
+    setup: Setup, blank: Backbone, sample: Sample, repeats: int, told: Told
+) -> dict[str, OutOfFold]:
+    """Measure the network with random weights; nothing where they explode, as without norms."""
+    evenly = np.linspace(0, len(sample) - 1, min(CALIBRATION, len(sample))).astype(np.int64)
+    pre, device = setup.preprocess(blank), torch.device(setup.device)
+    batches = evaluation_batches(setup.store, sample.rows[evenly], pre, EVALUATION_BATCH)
+    module = blank.module.to(device).to(memory_format=memory_format(PLAIN))
+    calibrate(module, (place(images, PLAIN, device) for images in batches))
+    try:
+        stages = _staged(setup, blank, sample, told)[1]
+    except PluginError:
+        return {}
+    return {"random": _score(setup, logistic, stages, sample, repeats)}
+
+
+def measure_pixels(setup: Setup, sample: Sample, repeats: int) -> Measured:
+    """Measure what can be known without a backbone: the largest class, and pixels alone."""
+    began = time.monotonic()
+    key = key_of(setup, VERSION, repeats, *_columns(sample))
+    if (known := recall(KIND, key)) is not None:
+        return Measured.from_json(known)
+    small = Preprocess(setup.image_size, setup.store.resize, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    batches = evaluation_batches(setup.store, sample.rows, small, EVALUATION_BATCH)
+    plain: Features = np.concatenate([as_array(look(batch)) for batch in batches])
+    probes = {
+        "majority": _score(setup, majority, plain, sample, repeats),
+        "pixels": _score(setup, logistic, plain, sample, repeats),
+    }
+    found = Measured("", probes, seconds=time.monotonic() - began)
+    remember(KIND, key, found.to_json())
+    return found
+
+
+def _score(setup: Setup, fit: Fit, features: Features, sample: Sample, repeats: int) -> OutOfFold:
+    return cross_validate(fit, features, sample, repeats, setup.threads)
+
+
+def _columns(sample: Sample) -> tuple[NDArray[Any], ...]:
+    return sample.rows, sample.labels, sample.groups
+
+
+def look(images: Tensor) -> Tensor:
+    """Return 16 x 16 colours and a histogram of gradients, (N, 896), of images (N, 3, S, S).
+
+    The histogram counts, in each of 4 x 4 cells, the directions of edges by their strength (Dalal
+    and Triggs 2005).
+    """
+    colours = functional.adaptive_avg_pool2d(images, PIXELS).flatten(1)
+    grey = functional.adaptive_avg_pool2d(images.mean(dim=1, keepdim=True), 4 * PIXELS)
+    across = grey[..., 1:-1, 2:] - grey[..., 1:-1, :-2]
+    down = grey[..., 2:, 1:-1] - grey[..., :-2, 1:-1]
+    strength = (across.square() + down.square()).sqrt()
+    angle = torch.atan2(down, across).remainder(torch.pi) * (ANGLES / torch.pi)
+    which = functional.one_hot(angle.long().clamp(0, ANGLES - 1).squeeze(1), ANGLES)
+    edges = strength * which.permute(0, 3, 1, 2)
+    cells = functional.adaptive_avg_pool2d(edges, CELLS).flatten(1)
+    return torch.cat([colours, cells / (cells.norm(dim=1, keepdim=True) + 1e-6)], dim=1)
+
+
+def _staged(
+    setup: Setup, backbone: Backbone, sample: Sample, told: Told
+) -> tuple[Features, Features, tuple[int, ...]]:
+    """Return final features (N, F), those of all stages (N, M), and stages that cannot be seen.
+
+    Raises:
+        PluginError: the features are not finite.
+    """
+    device = torch.device(setup.device)
+    module, pre = backbone.module, setup.preprocess(backbone)
+    module.to(device).to(memory_format=memory_format(PLAIN)).eval()
+    with tapped(backbone) as taps, torch.inference_mode():
+        blank = torch.zeros(2, 3, setup.image_size, setup.image_size)
+        module(place(blank, PLAIN, device))  # shows which taps fire, and the memory layout
+        seen = sorted(taps.pooled)
+        width = sum(taps.pooled[stage].shape[1] for stage in seen)
+
+        def compute(rows: Rows) -> Iterator[Features]:
+            for images in evaluation_batches(setup.store, rows, pre, EVALUATION_BATCH):
+                taps.clear()
+                with torch.inference_mode():
+                    final = module(place(images, PLAIN, device))
+                    yield as_array(torch.cat([*(taps.pooled[s] for s in seen), final], dim=1))
+
+        key = cache_key(module, setup, ("stages", pre))
+        together = remembered(key, sample.rows, compute, told)
+    if not np.isfinite(together).all():
+        raise PluginError(
+            "The features of this backbone are not finite on these images. Choose other weights."
+        )
+    final, stages = together[:, width:], together[:, :width]
+    untapped = tuple(sorted(set(range(len(backbone.stages))) - set(seen)))
+    return final, _with_final(stages, final), untapped
+
+
+def _with_final(stages: Features, final: Features) -> Features:
+    """Add the final features to those of the stages, unless the last stage gives the same."""
+    last = stages[:, max(0, stages.shape[1] - final.shape[1]) :]
+    if last.shape == final.shape and np.allclose(last, final, rtol=1e-3, atol=1e-4):
+        return stages
+    joined: Features = np.concatenate([stages, final], axis=1)
+    return joined
