@@ -196,6 +196,7 @@ RESULT = {
     "winner": {"trial": 2, "backbone": "resnet18", "strategy": "freeze", "head": "m\x1blp"},
     "trials": {"done": 2, "stopped": 0, "failed": 1},
     "seconds": 61.0,
+    "regime": {"text": "small and similar data", "first": ["freeze", "full"], "agreed": True},
 }
 PROOF = {"format": "onnx", "n": 200, "label_agreement": 1.0, "max_probability_difference": 2e-6}
 
@@ -214,6 +215,7 @@ def test_summary_says_what_was_found_and_how_to_use_it(
         "Test accuracy: 0.912 (95 % interval 0.900 to 0.923, 736 images)",
         "Baseline head_only: 0.800 (95 % interval 0.700 to 0.900, 736 images)",
         "Trials: 2 done, 0 stopped early, 1 failed, in 1:01 min.",
+        "Regime: small and similar data; the search agreed: freeze or full was expected.",
         "onnx same labels (100.00% of 200 images, probabilities within 2.0e-06)",
         f"autoft predict {killed_run} IMAGE",
     ):
@@ -225,11 +227,14 @@ def test_summary_says_what_was_found_and_how_to_use_it(
 def test_summary_without_test_part_or_of_an_earlier_run_says_so(
     killed_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    RunFolder(killed_run).write_json("result.json", {**RESULT, "test": None, "baseline": None})
+    otherwise = {**RESULT["regime"], "agreed": False, "first": ["full"]}
+    changed = {**RESULT, "test": None, "baseline": None, "regime": otherwise}
+    RunFolder(killed_run).write_json("result.json", changed)
     show(killed_run, started=time.time() + 60)
     out = capsys.readouterr().out
     assert "had already finished" in out
     assert "Test accuracy: not measured" in out
+    assert "the search found otherwise: full was expected, freeze was better" in out
     assert load(killed_run).best.test is None
 
 

@@ -35,6 +35,7 @@ from autoft.data.dataset import name_images, read_images
 from autoft.data.decode import decode, to_square
 from autoft.data.ondemand import DecodedOnTheFly
 from autoft.data.reading import Reading
+from autoft.data.sample import write_sample
 from autoft.errors import DataError
 
 RNG = np.random.default_rng(0)
@@ -305,7 +306,7 @@ def _(desk: Desk) -> None:
         for number in range(6):
             desk.photo(f"{name}/{number}.png", seed=100 * index + number, size=(64, 64))
     run, weights = desk.root.parent / "run", desk.request.getfixturevalue("tiny_weights")
-    words = "search --trials 1 --time 200s --export onnx --dataset".split()
+    words = ["search", "--trials", "1", "--time", "200s", "--export", "onnx", "--dataset"]
     done = subprocess.run(
         [sys.executable, "-m", "autoft", *words, desk.root, "--weights", weights, "--out", run],
         capture_output=True,
@@ -561,6 +562,36 @@ def _(desk: Desk) -> None:
     assert "balanced accuracy" in out
     parts = [each["part"] for each in desk.split() if each["label"] == "rare"]
     assert sorted(parts) == ["test", "train", "validation"]
+
+
+@row("D29-flipped-labels")
+def _(desk: Desk) -> None:
+    files = write_sample("digits", desk.root, limit=500)
+    flipped = set()
+    for number, file in enumerate(files):
+        if number % 5 == 0:
+            wrong = str((int(file.parent.name) + 1 + number % 9) % 10)
+            target = file.rename(desk.root / wrong / file.name)
+            flipped.add(str(target.relative_to(desk.root)))
+    suspects = desk.root.parent / "suspects.csv"
+    weights = desk.request.getfixturevalue("tiny_weights")
+    run = desk.root.parent / "run"
+    for words in (
+        ["data", "profile", desk.root, "--offline", "--suspects", suspects],
+        ["search", "--dataset", desk.root, "--weights", weights, "--out", run]
+        + ["--trials", "1", "--time", "200s", "--export", "onnx"],
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", "autoft", *words], capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+    with suspects.open(newline="", encoding="utf-8") as file:
+        doubted = [each["path"] for each in csv.DictReader(file)]
+    # A fifth of the labels are wrong: chance would make a fifth of the doubted ones wrong.
+    first = doubted[: len(flipped) // 2]
+    assert len(first) == len(flipped) // 2
+    assert sum(path in flipped for path in first) > 0.6 * len(first)
+    assert (run / "best" / "model.onnx").is_file()
 
 
 # --- I: images ----------------------------------------------------------------------------------

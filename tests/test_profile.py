@@ -200,11 +200,10 @@ def test_a_fold_that_lacks_a_class_to_learn_is_no_crash() -> None:
     assert all(0 <= score <= 1 for score in found.scores)
 
 
-def test_near_neighbours_outvote_many_far_ones() -> None:
-    known = np.array([[1, 0], [1, 0.01], [0, 1], [0.02, 1], [0.04, 1]], np.float32)
-    labels = np.array([0, 0, 1, 1, 1])
-    asked = np.array([[1, 0.005], [0.01, 1]], np.float32)
-    found = nearest(known, labels, asked)
+def test_a_near_neighbour_outvotes_two_far_ones() -> None:
+    known = np.array([[1, 0], [-1, 0], [-1, 0.1], [1, 1], [1, 1.1], [0, 1]], np.float32)
+    labels = np.array([0, 0, 0, 1, 1, 1])  # three vote: as many as the smallest class has
+    found = nearest(known, labels, np.array([[1, 0.02], [1, 1]], np.float32))
     assert found.argmax(axis=1).tolist() == [0, 1]
     assert np.allclose(found.sum(axis=1), 1)
 
@@ -283,6 +282,7 @@ def test_a_search_looks_at_what_its_time_affords(setup) -> None:
     assert images(600, 50) == 750
     assert images(300, 50) == 500  # 375 by its share: the least
     assert images(60, 50) == 150  # 500 would take a third of the time: twice the share
+    assert images(60, 10) == 100
 
 
 # --- what is measured ---------------------------------------------------------------------------
@@ -423,7 +423,8 @@ def test_ranking_is_remembered_with_its_speeds(setup, cache, monkeypatch) -> Non
     keeps = rank.mirroring_keeps_labels(setup, first)
     for name in ("pooled_features", "choose", "fp32_per_second", "logistic"):
         monkeypatch.delattr(rank, name)
-    assert rank.rank_backbone(setup, "test_resnet.fixed", quiet) == first
+    again = rank.rank_backbone(setup, "test_resnet.fixed", quiet)
+    assert replace(again, seconds=first.seconds) == first
     assert rank.mirroring_keeps_labels(setup, first) == keeps
     changed = replace(setup, metric="macro_f1")
     assert rank.rank_backbone(changed, "test_resnet.fixed", quiet).error  # not the same question

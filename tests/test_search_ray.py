@@ -9,21 +9,19 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import psutil
 import pytest
 
-from autoft.data.catalog import read_catalog
-from autoft.data.pixels import open_store
-from autoft.data.split import make_split
 from autoft.network.sources import in_folder
 from autoft.search.budget import Budget
 from autoft.search.director import Director
 from autoft.search.engines import ray, tasks
 from autoft.search.engines.tasks import Names
 from autoft.search.folder import RunFolder
+from autoft.search.images import read_data
+from autoft.search.settings import Settings
 from autoft.search.study import Study
-from autoft.training.job import Images, Ranked, Setup
+from autoft.training.job import Ranked, Setup
 from autoft.values import TrialResult
 
 pytest.importorskip("ray")
@@ -35,18 +33,13 @@ Watch = Callable[[str, dict], None]
 
 @pytest.fixture
 def setup(photos, tiny_weights, tmp_path) -> Setup:
-    catalog = read_catalog(str(photos))
-    store, _ = open_store(catalog, 73)
-    split = make_split(catalog, 0)
-    rows, labels = catalog.rows(), catalog.labels()
-    train, validation = (
-        Images(rows[np.asarray(part)], labels[np.asarray(part)])
-        for part in (split.train, split.validation)
-    )
+    data = read_data(Settings(dataset=str(photos), image_size=64), lambda *_, **__: None)
+    split, classes = data.split, data.catalog.classes
+    train, validation = data.part(split.train()), data.part(split.validation())
     (tmp_path / "trials").mkdir()
     sources = in_folder(tiny_weights)[0]
     return Setup(
-        tmp_path, store, catalog.classes, train, validation, sources, 64, "accuracy", "cpu", 1
+        tmp_path, data.store, classes, train, validation, sources, 64, "accuracy", "cpu", 1
     )
 
 

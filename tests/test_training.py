@@ -11,14 +11,13 @@ import pytest
 import torch
 
 from autoft import plugins
-from autoft.data.catalog import read_catalog
-from autoft.data.pixels import open_store
-from autoft.data.split import make_split
 from autoft.errors import DataError
 from autoft.export.artifact import load_weights
 from autoft.network.build import build
 from autoft.network.sources import in_folder
 from autoft.search.finish import load_trial
+from autoft.search.images import read_data
+from autoft.search.settings import Settings
 from autoft.training import checkpoint
 from autoft.training.evaluate import evaluate
 from autoft.training.features import pooled_features
@@ -43,24 +42,20 @@ TUNE = {
 }
 
 
+def read(folder):
+    return read_data(Settings(dataset=str(folder), image_size=64), lambda *_, **__: None)
+
+
 @pytest.fixture
 def setup(photos, tiny_weights, tmp_path) -> Setup:
     torch.set_num_threads(1)
-    catalog = read_catalog(str(photos))
-    store, _ = open_store(catalog, 73)
-    split = make_split(catalog, 0)
-    rows, labels = catalog.rows(), catalog.labels()
-
-    def part(indices) -> Images:
-        chosen = np.asarray(indices)
-        return Images(rows[chosen], labels[chosen])
-
+    data = read(photos)
     return Setup(
         folder=tmp_path,
-        store=store,
-        classes=catalog.classes,
-        train=part(split.train),
-        validation=part(split.validation),
+        store=data.store,
+        classes=data.catalog.classes,
+        train=data.part(data.split.train()),
+        validation=data.part(data.split.validation()),
         sources=in_folder(tiny_weights)[0],
         image_size=64,
         metric="accuracy",
@@ -307,7 +302,7 @@ def test_cached_features_belong_to_their_images_alone(setup, photos, tmp_path) -
         target = other / path.relative_to(photos)
         target.parent.mkdir(parents=True, exist_ok=True)
         ImageOps.invert(Image.open(path)).save(target)
-    store, _ = open_store(read_catalog(str(other)), 73)
+    store = read(other).store
     backbone = build(setup.sources["test_resnet.fixed"])
     pre = setup.preprocess(backbone)
 

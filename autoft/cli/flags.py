@@ -65,7 +65,7 @@ SEARCH: Final = (
     Flag("strategies", "A,B", "Strategies to choose among.", "all"),
     Flag("heads", "A,B", "Heads to choose among.", "all"),
     Flag("weights", "DIR", "Folder whose sub-folders hold weights, used by their names."),
-    Flag("metric", "NAME", "accuracy, balanced_accuracy or macro_f1.", "by the imbalance"),
+    Flag("metric", "NAME", "accuracy, balanced_accuracy, macro_f1, or by the imbalance.", "auto"),
     Flag("device", "NAME", "auto, cpu, cuda, cuda:0 or cuda:0,1.", "auto"),
     Flag("workers", "N", "Trials trained at the same time.", "one a device"),
     Flag("engine", "NAME", "local, or ray for a cluster.", "local"),

@@ -57,9 +57,9 @@ def _lines(folder: Path, result: Mapping[str, Any]) -> list[str]:
 
 def regime_line(regime: Mapping[str, Any], strategy: str) -> str:
     """Say what the data is like, and whether the search agreed with what is usual for it."""
-    first = " or ".join(map(clean, regime["first"]))
-    agreed = f"the search agreed: {first} was expected" if regime["agreed"] else ""
-    other = f"the search found otherwise: {first} was expected, {clean(strategy)} was better"
+    first = ", ".join(map(clean, regime["first"]))
+    agreed = f"the search agreed (first there: {first})" if regime["agreed"] else ""
+    other = f"the search found otherwise (first there: {first}; better: {clean(strategy)})"
     return f"Regime: {clean(regime['text'])}; {agreed or other}."
 
 

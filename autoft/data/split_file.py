@@ -17,6 +17,7 @@ from typing import Final
 import numpy as np
 
 from autoft.data.cache import write_bytes_atomic
+from autoft.data.cells import as_written, inert
 from autoft.data.reading import PART_WORDS
 from autoft.data.split import (
     ALWAYS_TRAIN,
@@ -42,7 +43,6 @@ from autoft.errors import DataError, did_you_mean
 
 COLUMNS: Final = ("path", "label", "part", "fold", "group")
 _SHOWN: Final = 10  # lines, images or classes named in a message
-_FORMULA: Final = tuple("=+-@\t\r'")
 _NUMBER: Final = re.compile(r"(\d{1,9})(\.0*)?")  # 1.0 is what tables make of 1 beside empty cells
 _EXPECTED: Final = (
     "expected each image of the dataset once, by its path below the dataset, and its part, one of "
@@ -100,7 +100,7 @@ def write_split(path: Path, catalog: Splittable, split: Split) -> None:
     text = io.TextIOWrapper(data, "utf-8", "surrogateescape", newline="")
     writer = csv.writer(text)
     writer.writerow(COLUMNS)
-    labels = [_inert(name) for name in catalog.classes]
+    labels = [inert(name) for name in catalog.classes]
     alone = (np.bincount(catalog.groups) == 1).tolist()
     numbers: dict[int, int] = {}
     order = path_order(catalog.paths)
@@ -108,7 +108,7 @@ def write_split(path: Path, catalog: Splittable, split: Split) -> None:
     for index, label, fold, group in zip(*(column.tolist() for column in columns), strict=True):
         writer.writerow(
             (
-                _inert(catalog.paths[index]),
+                inert(catalog.paths[index]),
                 labels[label],
                 _part(fold),
                 fold if fold >= 0 else "",
@@ -203,7 +203,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str, str, str]]:
                 # What a row that is too short gives, and at its end what an absent column gives.
                 cells += [""] * max(width - len(cells), 1)
                 name = cells[at_path]
-                yield line, name[1:] if name[:1] == "'" else name, cells[at_part], cells[at_fold]
+                yield line, as_written(name), cells[at_part], cells[at_fold]
     except OSError as error:
         raise DataError(
             f"The split {str(path)!r} cannot be read ({error.strerror}); expected a CSV file with "
@@ -302,10 +302,6 @@ def _check_folds(path: Path, catalog: Splittable, codes: Codes) -> None:
 
 def _listed(texts: list[str]) -> str:
     return ", ".join([*texts[:_SHOWN], "..."] if len(texts) > _SHOWN else texts)
-
-
-def _inert(cell: str) -> str:
-    return f"'{cell}" if cell.startswith(_FORMULA) else cell
 
 
 def _part(code: int) -> str:

@@ -19,6 +19,7 @@ import onnxruntime
 from google.protobuf.message import DecodeError, Message  # type: ignore[import-untyped]
 
 from autoft.data.cache import write_bytes_atomic
+from autoft.data.cells import inert
 from autoft.data.decode import (
     INTERPOLATIONS,
     BadImage,
@@ -37,7 +38,6 @@ PREPROCESS: Final = "autoft.preprocess"
 MODEL_FILE: Final = "model.onnx"
 _MAX_BYTES: Final = 2**31 - 1
 # What a spreadsheet takes for the beginning of a formula.
-_FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
 
 
 @dataclass(frozen=True)
@@ -157,9 +157,9 @@ def write_csv(
     writer.writerow(["path", *names, "error"])
     for prediction in predictions:
         ranked = top(prediction, classes, k)
-        cells = [cell for label, p in ranked for cell in (_inert(label), f"{p:.6f}")]
+        cells = [cell for label, p in ranked for cell in (inert(label), f"{p:.6f}")]
         cells += [""] * (len(names) - len(cells))
-        writer.writerow([_inert(str(prediction.path)), *cells, _inert(prediction.error)])
+        writer.writerow([inert(str(prediction.path)), *cells, inert(prediction.error)])
     write_bytes_atomic(path, text.getvalue().encode("utf-8", "backslashreplace"))
 
 
@@ -172,10 +172,6 @@ def _messages(message: Message) -> Iterator[Any]:
         if field.message_type is not None:
             for part in (value,) if isinstance(value, Message) else value:
                 yield from _messages(part)
-
-
-def _inert(text: str) -> str:
-    return f"'{text}" if text.startswith(_FORMULA) else text
 
 
 def _find(path: Path) -> Path:

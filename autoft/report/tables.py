@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoft.data.cache import write_bytes_atomic
+from autoft.data.cells import inert
 from autoft.values import TrialResult
 
 COLUMNS = ("rank", "trial", "score", "loss", "status", "epochs", "seconds")
 DECIMALS = 6
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def leaderboard(results: Sequence[TrialResult]) -> list[dict[str, Any]]:
@@ -71,7 +71,7 @@ def write_suspects(path: Path, doubted: Sequence[tuple[str, str, str, float]]) -
     columns = ("path", "label", "predicted", "confidence")
     rows = [
         {
-            **dict(zip(columns, map(_inert, row[:3]), strict=False)),
+            **dict(zip(columns, row[:3], strict=False)),
             "confidence": round(row[3], DECIMALS),
         }
         for row in doubted
@@ -79,16 +79,13 @@ def write_suspects(path: Path, doubted: Sequence[tuple[str, str, str, float]]) -
     _write(path, columns, rows)
 
 
-def _inert(text: str) -> str:
-    """Quote what a spreadsheet would take for a formula."""
-    return f"'{text}" if text.startswith(_FORMULA) else text
-
-
 def _write(path: Path, columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, columns, restval="", lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    for row in rows:
+        cells = {k: inert(cell) if isinstance(cell, str) else cell for k, cell in row.items()}
+        writer.writerow(cells)
     path.parent.mkdir(parents=True, exist_ok=True)
     # file names need not be UTF-8: what is not becomes an escape that stays readable
     write_bytes_atomic(path, buffer.getvalue().encode("utf-8", "backslashreplace"))

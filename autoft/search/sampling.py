@@ -11,6 +11,7 @@ from autoft.training.measures import REPEATED_BELOW, REPEATS, Sample, draw
 
 SHARE = 0.05  # of the time of a search for its regime
 LEAST, MOST = 500, 5000  # images
+HARDLY = 100  # images: with fewer the numbers would mean nothing
 PATIENT = 600.0  # seconds from which a search divides a small sample several times
 
 
@@ -30,12 +31,12 @@ def affordable(seconds: float, setup: Setup, ranked: Ranked) -> int:
     """Return how many images can be profiled in a search of `seconds`.
 
     Each passes through the network and through its random twin. At least `LEAST` are looked at,
-    unless these alone would take more than twice the share of the time.
+    unless these alone would take more than twice the share of the time; then at least `HARDLY`.
     """
     on_cpu = setup.device == "cpu"
     speed = ranked.fp32_images_per_second if on_cpu else ranked.images_per_second
     share = int(SHARE * seconds * speed / 2)
-    return min(MOST, max(share, min(LEAST, 2 * share)))
+    return min(MOST, max(share, min(LEAST, 2 * share), HARDLY))
 
 
 def repeats_for(sample: Sample, seconds: float = PATIENT) -> int:

@@ -63,7 +63,8 @@ def _measure(setup: Setup, label: str, progress: Progress) -> Ranked:
     pre = setup.preprocess(backbone)
     key = _key(setup, module, pre, source.pretrained)
     if (known := recall(KIND, key)) is not None:
-        return Ranked(**{**known, "label": label, "precision": Precision(**known["precision"])})
+        now = {"label": label, "seconds": time.monotonic() - began}
+        return Ranked(**{**known, **now, "precision": Precision(**known["precision"])})
     cpu_per_second = fp32_per_second(module, setup.image_size)
     precision, per_second = choose(module.to(device), setup.image_size, device)
     images, divisions = pool(setup)

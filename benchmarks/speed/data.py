@@ -69,17 +69,11 @@ def in_turns(name: str, images: int, usual: Callable[[], None], ours: Callable[[
     pair = Pair(name, [], [])
     for number in range(ROUNDS + 1):
         for way, kept in ((usual, pair.usual), (ours, pair.ours)):
-            spent = cpu_seconds(way)
+            began = time.process_time()
+            way()
             if number:
-                kept.append(1000 * spent / images)
+                kept.append(1000 * (time.process_time() - began) / images)
     return pair
-
-
-def cpu_seconds(way: Callable[[], Any]) -> float:
-    """Return the CPU seconds of all threads of this process while `way` runs."""
-    began = time.process_time()
-    way()
-    return time.process_time() - began
 
 
 # --- what is measured ---------------------------------------------------------------------------
@@ -189,8 +183,8 @@ def time_second_search(dataset: str, weights: str, cache: Path) -> tuple[float, 
     """
     environment = {**os.environ, "AUTOFT_CACHE": str(cache / "searches")}
     command = [sys.executable, "-m", "autoft", "search", "--dataset", dataset]
-    command += ["--weights", weights, "--offline", "--time", SEARCH_TIME, "--trials", "1"]
-    command += ["--export", "onnx"]
+    command += ["--weights", weights, "--offline", "--trials", "1", "--export", "onnx"]
+    command += ["--time", SEARCH_TIME]
     for out in ("first", "second"):
         asked = [*command, "--out", str(cache / out)]
         subprocess.run(asked, check=True, env=environment, capture_output=True)
