@@ -18,7 +18,7 @@ help: ## Show the targets
 demo: $(READY) ## Search on a sample, show the leaderboard, predict one image (3 minutes)
 	$(BIN)/autoft search --dataset sample:digits --offline --time 150s --out $(DEMO)
 	$(BIN)/autoft leaderboard $(DEMO) --top 10
-	$(BIN)/python -c "from pathlib import Path; from autoft.data.sample import write_sample; \
+	$(BIN)/python -c "from pathlib import Path; from autoft.data.inputs.sample import write_sample; \
 	  write_sample('digits', Path('$(DEMO_IMAGES)'), limit=1)"
 	$(BIN)/autoft predict $(DEMO) $(DEMO_IMAGES)/0/0000.png --top 3
 

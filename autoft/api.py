@@ -131,7 +131,7 @@ def find_images(paths: Iterable[str | Path]) -> list[Path]:
     Raises:
         DataError: nothing is left.
     """
-    from autoft.data.decode import IMAGE_SUFFIXES
+    from autoft.data.pixels.decode import IMAGE_SUFFIXES
 
     files, given = list[Path](), [Path(path) for path in paths]
     for path in given:

@@ -10,9 +10,9 @@ import pytest
 from autoft.cli import cache as command
 from autoft.cli.cache import size
 from autoft.cli.main import main
-from autoft.data.cache import cache_root
-from autoft.data.entries import entries
-from autoft.data.holding import hold, release
+from autoft.data.cache.entries import entries
+from autoft.data.cache.files import cache_root
+from autoft.data.cache.holding import hold, release
 
 
 @pytest.fixture(autouse=True)

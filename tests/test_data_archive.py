@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from autoft.data import archive
-from autoft.data.cache import cache_root
-from autoft.data.inputs import list_dataset
+from autoft.data.cache.files import cache_root
+from autoft.data.inputs import archive
+from autoft.data.inputs.dispatch import list_dataset
 from autoft.data.reading import Reading
 from autoft.errors import DataError, MachineError
 
@@ -297,8 +297,8 @@ def test_progress_counts_members(tmp_path):
 
 KILLED = """
 import sys
-from autoft.data import archive
-from autoft.data.inputs import list_dataset
+from autoft.data.inputs import archive
+from autoft.data.inputs.dispatch import list_dataset
 from autoft.data.reading import Reading
 chunks, calls = archive._chunks, []
 def slow(*arguments):

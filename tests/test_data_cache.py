@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from autoft.data import entries
-from autoft.data.cache import cache_root
-from autoft.data.entries import (
+from autoft.data.cache import entries
+from autoft.data.cache.entries import (
     Entry,
     NoRoom,
     building,
@@ -21,7 +20,8 @@ from autoft.data.entries import (
     make_room,
     publish,
 )
-from autoft.data.holding import hold, release
+from autoft.data.cache.files import cache_root
+from autoft.data.cache.holding import hold, release
 from autoft.errors import MachineError, UsageError
 
 
@@ -51,7 +51,7 @@ def names():
 HOLD = """
 import sys
 from pathlib import Path
-from autoft.data.holding import hold
+from autoft.data.cache.holding import hold
 hold(Path(sys.argv[1]))
 print("held", flush=True)
 sys.stdin.read()
@@ -226,7 +226,7 @@ def test_a_building_that_fails_leaves_nothing(cache):
 
 BUILD = """
 import sys
-from autoft.data.entries import building
+from autoft.data.cache.entries import building
 with building("pixels") as folder:
     (folder / "file").write_bytes(bytes(500))
     print("building", flush=True)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from autoft.data import doctor
-from autoft.data.cache import machine_errors, write_json_atomic
+from autoft.data.cache.files import machine_errors, write_json_atomic
 from autoft.data.dataset import default_image_size, name_images, read_images
 from autoft.data.duplicates import (
     contradicted,

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from autoft.data.decode import (
+from autoft.data.pixels.decode import (
     BadImage,
     Noticed,
     centre_crop,
@@ -432,7 +432,7 @@ import pathlib, re, sys
 started = []
 spawning = {"subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "os.forkpty"}
 sys.addaudithook(lambda event, args: started.append(event) if event in spawning else None)
-from autoft.data.decode import BadImage, decode, look, read_size
+from autoft.data.pixels.decode import BadImage, decode, look, read_size
 readers = [read_size, decode, lambda path: look(path.open("rb"), path.suffix)]
 for path in map(pathlib.Path, sys.argv[1:]):
     for read in readers:

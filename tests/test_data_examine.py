@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from autoft.data.cache import cache_root
-from autoft.data.decode import Noticed, decode, to_square
-from autoft.data.examine import examine, median_short_side
-from autoft.data.ondemand import DecodedOnTheFly
-from autoft.data.pixels import PixelStore
+from autoft.data.cache.files import cache_root
+from autoft.data.pixels.decode import Noticed, decode, to_square
+from autoft.data.pixels.examine import examine, median_short_side
+from autoft.data.pixels.ondemand import DecodedOnTheFly
+from autoft.data.pixels.scans import distinct_files, scan_path
+from autoft.data.pixels.store import PixelStore
 from autoft.data.reading import Listing, file_stat
-from autoft.data.scans import distinct_files, scan_path
 from autoft.errors import DataError, MachineError, UsageError
 
 SIDE = 16
@@ -298,7 +298,7 @@ def test_d18_names_that_are_no_text_are_read(root):
 
 
 def test_a_large_file_is_hashed_and_decoded_without_being_taken_into_memory(root, monkeypatch):
-    monkeypatch.setattr("autoft.data.examine.LARGE", 100)
+    monkeypatch.setattr("autoft.data.pixels.examine.LARGE", 100)
     listing = listed(root)
     examined, store, _ = looked_at(listing)
     assert examined.digests[0].tobytes() == hashlib.sha256((root / "00.png").read_bytes()).digest()
@@ -447,7 +447,7 @@ def test_i14_a_file_that_comes_back_is_read(root, monkeypatch):
     away = root.with_name("away.png")
     (root / "05.png").rename(away)
     monkeypatch.setattr(
-        "autoft.data.ondemand.time.sleep", lambda seconds: away.rename(root / "05.png")
+        "autoft.data.pixels.ondemand.time.sleep", lambda seconds: away.rename(root / "05.png")
     )
     np.testing.assert_array_equal(store.read(np.array([5]))[0], expected(root, "05.png"))
 
@@ -500,8 +500,8 @@ import os, signal, sys
 from pathlib import Path
 import numpy as np
 sys.path.insert(0, sys.argv[1])
-from autoft.data import decode
-from autoft.data.examine import examine
+from autoft.data.pixels import decode
+from autoft.data.pixels.examine import examine
 from test_data_examine import SIDE, listed
 
 def told(done, total):

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from autoft.data.folders import better_root
-from autoft.data.inputs import list_dataset
+from autoft.data.inputs.dispatch import list_dataset
+from autoft.data.inputs.folders import better_root
+from autoft.data.inputs.sample import write_sample
 from autoft.data.reading import NO_GROUP, PARTS, Excluded, Reading
-from autoft.data.sample import write_sample
 from autoft.errors import DataError, UsageError
 
 READING = Reading()

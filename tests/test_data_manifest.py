@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from autoft.data.inputs import list_dataset
+from autoft.data.inputs.dispatch import list_dataset
 from autoft.data.reading import NO_GROUP, PARTS, Reading
 from autoft.errors import DataError, MachineError
 
@@ -414,7 +414,7 @@ def test_progress_knows_the_rows_of_parquet_and_not_of_csv(four):
 
 MEASURE = """
 import resource, sys
-from autoft.data.inputs import list_dataset
+from autoft.data.inputs.dispatch import list_dataset
 from autoft.data.reading import Reading
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 listing = list_dataset(sys.argv[1], Reading())

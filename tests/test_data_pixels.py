@@ -12,9 +12,9 @@ import numpy as np
 import psutil
 import pytest
 
-from autoft.data.cache import cache_root
-from autoft.data.entries import building, clear
-from autoft.data.pixels import (
+from autoft.data.cache.entries import building, clear
+from autoft.data.cache.files import cache_root
+from autoft.data.pixels.store import (
     PixelStore,
     Store,
     StoreWriter,
@@ -191,7 +191,7 @@ import pickle, sys
 from pathlib import Path
 import numpy as np
 import psutil
-from autoft.data.pixels import find_store
+from autoft.data.pixels.store import find_store
 store = pickle.loads(bytes.fromhex(sys.argv[1]))
 store.read(np.arange(1))
 before = psutil.Process().memory_full_info().uss
@@ -224,7 +224,9 @@ def test_a_store_in_use_by_another_process_is_not_cleared():
     store = build()
     process = reader(store)
     process.stdout.readline()
-    code = "import autoft.data.entries as e; print(len(e.clear().kept), len(e.clear().removed))"
+    code = (
+        "import autoft.data.cache.entries as e; print(len(e.clear().kept), len(e.clear().removed))"
+    )
     command = [sys.executable, "-c", code]
     other = subprocess.run(command, capture_output=True, text=True, check=True)
     assert other.stdout.split() == ["1", "0"]
@@ -244,8 +246,8 @@ def test_the_file_is_closed_with_its_store():
 KILLED = """
 import os, signal, sys
 import numpy as np
-from autoft.data.entries import building
-from autoft.data.pixels import StoreWriter, checksum
+from autoft.data.cache.entries import building
+from autoft.data.pixels.store import StoreWriter, checksum
 images = np.load(sys.argv[1])
 with building("pixels") as folder, StoreWriter(folder, len(images), images.shape[1]) as writer:
     for number, image in enumerate(images):

@@ -16,8 +16,8 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from PIL import Image
 
-from autoft.data import vision
-from autoft.data.inputs import list_dataset
+from autoft.data.inputs import vision
+from autoft.data.inputs.dispatch import list_dataset
 from autoft.data.reading import PARTS, Reading
 from autoft.errors import DataError, MachineError, UsageError
 
@@ -237,7 +237,7 @@ class HubServer(BaseHTTPRequestHandler):
 
 ASK = """
 import sys
-from autoft.data.inputs import list_dataset
+from autoft.data.inputs.dispatch import list_dataset
 from autoft.data.reading import Reading
 from autoft.errors import AutoftError
 for dataset in sys.argv[1:]:
@@ -387,7 +387,7 @@ def test_unknown_names_suggest_a_known_one(name, near):
 
 def test_importing_the_readers_imports_no_heavy_library():
     code = (
-        "import sys; import autoft.data.inputs; "
+        "import sys; import autoft.data.inputs.dispatch; "
         "print([n for n in ('torch', 'torchvision', 'sklearn', 'scipy', 'datasets', 'pyarrow', "
         "'pandas') if n in sys.modules])"
     )

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoft.data.deal import deal
 from autoft.data.reading import PARTS
-from autoft.data.split import ALWAYS_TRAIN, TEST, Split, make_split, summary
-from autoft.data.split_file import read_split, write_split
-from autoft.data.split_rules import Splittable
+from autoft.data.splits.deal import deal
+from autoft.data.splits.file import read_split, write_split
+from autoft.data.splits.rules import Splittable
+from autoft.data.splits.split import ALWAYS_TRAIN, TEST, Split, make_split, summary
 from autoft.errors import DataError, UsageError
 
 

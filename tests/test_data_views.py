@@ -11,7 +11,7 @@ from torchvision.transforms import v2
 
 from autoft.data import augment as augmenting
 from autoft.data.augment import AUGMENTS, JITTER, MIXES, jitter, mixed
-from autoft.data.decode import normalise
+from autoft.data.pixels.decode import normalise
 from autoft.data.views import evaluation_batches, training_batches
 from autoft.errors import UsageError
 from autoft.space import read_signature

@@ -32,14 +32,15 @@ from PIL import ExifTags, Image
 
 from autoft.cli.main import main
 from autoft.data.dataset import name_images, read_images
-from autoft.data.decode import decode, to_square
-from autoft.data.ondemand import DecodedOnTheFly
+from autoft.data.inputs.sample import write_sample
+from autoft.data.pixels.decode import decode, to_square
+from autoft.data.pixels.ondemand import DecodedOnTheFly
 from autoft.data.reading import Reading
-from autoft.data.sample import write_sample
 from autoft.errors import DataError
 
 RNG = np.random.default_rng(0)
 NOBODY = 65534
+ONE_TRIAL = ("--trials", "1", "--time", "200s", "--export", "onnx")
 RSS_LIMIT = 300 * 2**20
 
 
@@ -306,7 +307,7 @@ def _(desk: Desk) -> None:
         for number in range(6):
             desk.photo(f"{name}/{number}.png", seed=100 * index + number, size=(64, 64))
     run, weights = desk.root.parent / "run", desk.request.getfixturevalue("tiny_weights")
-    words = ["search", "--trials", "1", "--time", "200s", "--export", "onnx", "--dataset"]
+    words = ["search", *ONE_TRIAL, "--dataset"]
     done = subprocess.run(
         [sys.executable, "-m", "autoft", *words, desk.root, "--weights", weights, "--out", run],
         capture_output=True,
@@ -578,8 +579,7 @@ def _(desk: Desk) -> None:
     run = desk.root.parent / "run"
     for words in (
         ["data", "profile", desk.root, "--offline", "--suspects", suspects],
-        ["search", "--dataset", desk.root, "--weights", weights, "--out", run]
-        + ["--trials", "1", "--time", "200s", "--export", "onnx"],
+        ["search", *ONE_TRIAL, "--dataset", desk.root, "--weights", weights, "--out", run],
     ):
         done = subprocess.run(
             [sys.executable, "-m", "autoft", *words], capture_output=True, text=True

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from autoft.cli import profile as command
 from autoft.cli.summary import regime_line
-from autoft.data.cache import cache_root
+from autoft.data.cache.files import cache_root
 from autoft.network.build import build
 from autoft.network.sources import Source, in_folder
 from autoft.report.tables import write_suspects

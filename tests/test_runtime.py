@@ -19,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from torch import nn
 
-from autoft.data.decode import decode, normalise, to_square
+from autoft.data.pixels.decode import decode, normalise, to_square
 from autoft.errors import DataError, UsageError
 from autoft.export import runtime
 from autoft.export.artifact import write_card

@@ -15,7 +15,7 @@ from autoft.cli.text import clean, columns
 from autoft.errors import UsageError
 
 if TYPE_CHECKING:
-    from autoft.data.entries import Entry
+    from autoft.data.cache.entries import Entry
 
 LIST_EPILOG = """\
 Examples:
@@ -50,8 +50,8 @@ def list_cache(
     as_json: Annotated[bool, typer.Option("--json", metavar="", help="Print JSON.")] = False,
 ) -> None:
     """List what is kept, with its size and when it was last used."""
-    from autoft.data.cache import cache_root
-    from autoft.data.entries import cache_limit, entries
+    from autoft.data.cache.entries import cache_limit, entries
+    from autoft.data.cache.files import cache_root
 
     found = sorted(entries(), key=lambda entry: entry.last_used, reverse=True)
     total, limit = sum(entry.bytes for entry in found), cache_limit()
@@ -84,8 +84,8 @@ def clear_cache(
     ] = False,
 ) -> None:
     """Remove what is kept, except for what a running command uses."""
-    from autoft.data.cache import cache_root
-    from autoft.data.entries import clear
+    from autoft.data.cache.entries import clear
+    from autoft.data.cache.files import cache_root
 
     age = None if older_than is None else _seconds(older_than)
     what = f"{kind or 'everything'} in {clean(cache_root())}"

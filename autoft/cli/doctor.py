@@ -93,7 +93,7 @@ def _memory() -> Finding:
 
 
 def _disk() -> Finding:
-    from autoft.data.cache import cache_root
+    from autoft.data.cache.files import cache_root
 
     places = {"here": Path.cwd(), "cache": cache_root()}
     free = {name: shutil.disk_usage(_existing(place)).free for name, place in places.items()}
@@ -109,7 +109,7 @@ def _existing(path: Path) -> Path:
 
 
 def _cache() -> Finding:
-    from autoft.data.cache import cache_root
+    from autoft.data.cache.files import cache_root
 
     root = cache_root()
     size = sum(file.stat().st_size for file in root.rglob("*") if file.is_file())

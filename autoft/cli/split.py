@@ -31,8 +31,8 @@ def split(
     **flags: Any,
 ) -> None:
     """Make the split that a search would make, show it, and write it."""
-    from autoft.data.split import summary
-    from autoft.data.split_file import write_split
+    from autoft.data.splits.file import write_split
+    from autoft.data.splits.split import summary
     from autoft.search.images import split_images
 
     settings = settings_of(path, flags)

@@ -17,7 +17,7 @@ from torch.nn import functional
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as vision
 
-from autoft.data.decode import Pixels, centre_crop
+from autoft.data.pixels.decode import Pixels, centre_crop
 
 AUGMENTS: Final = ("none", "crop", "shift_flip", "crop_flip", "strong", "trivial")
 MIXES: Final = ("none", "mixup", "cutmix")

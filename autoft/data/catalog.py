@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from autoft.data import duplicates, rules
-from autoft.data.decode import NOTICED_WORDS
-from autoft.data.examine import Examined
+from autoft.data.pixels.decode import NOTICED_WORDS
+from autoft.data.pixels.examine import Examined
 from autoft.data.reading import PARTS, Excluded, Listing, Reading
 
 Integers = npt.NDArray[np.int64]

@@ -8,9 +8,9 @@ from typing import Final
 
 from autoft.data import duplicates, rules
 from autoft.data.catalog import Catalog, make_catalog
-from autoft.data.examine import examine, median_short_side
-from autoft.data.inputs import list_dataset
-from autoft.data.pixels import Store
+from autoft.data.inputs.dispatch import list_dataset
+from autoft.data.pixels.examine import examine, median_short_side
+from autoft.data.pixels.store import Store
 from autoft.data.reading import Listing, Reading
 
 CROP: Final = 0.875  # the share of the resized square that the network sees, as timm's default

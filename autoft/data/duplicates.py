@@ -8,7 +8,7 @@ from typing import Final, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from autoft.data.decode import Pixels, Progress
+from autoft.data.pixels.decode import Pixels, Progress
 from autoft.data.reading import NO_GROUP, PARTS
 
 Integers = npt.NDArray[np.int64]

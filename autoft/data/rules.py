@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from autoft.data import duplicates
-from autoft.data.folders import better_root
+from autoft.data.inputs.folders import better_root
 from autoft.data.reading import PARTS, Excluded, Listing, Reading
 from autoft.errors import DataError
 

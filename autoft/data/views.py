@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from autoft.data.augment import AUGMENTS, MIXES, mixed, random_views
-from autoft.data.decode import centre_crop
-from autoft.data.pixels import Store
+from autoft.data.pixels.decode import centre_crop
+from autoft.data.pixels.store import Store
 from autoft.errors import UsageError, did_you_mean
 from autoft.values import Preprocess
 

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from autoft.data.cache import write_bytes_atomic, write_json_atomic
+from autoft.data.cache.files import write_bytes_atomic, write_json_atomic
 from autoft.errors import DataError
 from autoft.export.onnx import RULE, to_onnx
 from autoft.export.pt2 import to_pt2

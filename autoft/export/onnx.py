@@ -13,7 +13,7 @@ import onnx
 import torch
 from torch import nn
 
-from autoft.data.cache import write_bytes_atomic
+from autoft.data.cache.files import write_bytes_atomic
 from autoft.errors import MachineError
 from autoft.export.pt2 import exporting, quiet, to_program
 from autoft.export.runtime import CLASSES, PREPROCESS

@@ -12,7 +12,7 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
-from autoft.data.cache import write_json_atomic
+from autoft.data.cache.files import write_json_atomic
 from autoft.errors import DataError, UsageError, did_you_mean
 from autoft.export.pt2 import portable, quiet
 from autoft.export.torchscript import deprecation_known

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule
 
-from autoft.data.cache import write_bytes_atomic
+from autoft.data.cache.files import write_bytes_atomic
 from autoft.errors import AutoftError, PluginError
 from autoft.values import Preprocess
 

@@ -18,9 +18,9 @@ import onnxruntime
 # protobuf, a requirement of onnx, ships no type information.
 from google.protobuf.message import DecodeError, Message  # type: ignore[import-untyped]
 
-from autoft.data.cache import write_bytes_atomic
+from autoft.data.cache.files import write_bytes_atomic
 from autoft.data.cells import inert
-from autoft.data.decode import (
+from autoft.data.pixels.decode import (
     INTERPOLATIONS,
     BadImage,
     Floats,

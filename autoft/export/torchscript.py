@@ -15,7 +15,7 @@ from torch import nn
 # Public, but torch.jit does not list it for type checkers.
 from torch.jit import TracerWarning  # type: ignore[attr-defined]
 
-from autoft.data.cache import write_bytes_atomic
+from autoft.data.cache.files import write_bytes_atomic
 from autoft.errors import MachineError
 from autoft.export.pt2 import example, exporting, portable
 from autoft.values import Preprocess

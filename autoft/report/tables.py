@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autoft.data.cache import write_bytes_atomic
+from autoft.data.cache.files import write_bytes_atomic
 from autoft.data.cells import inert
 from autoft.values import TrialResult
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from autoft.data.cache import write_bytes_atomic, write_json_atomic
+from autoft.data.cache.files import write_bytes_atomic, write_json_atomic
 from autoft.errors import MachineError, UsageError
 from autoft.search.events import Event
 from autoft.search.settings import Settings

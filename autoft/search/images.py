@@ -10,11 +10,11 @@ from typing import Any
 from autoft.data import doctor
 from autoft.data.catalog import Catalog
 from autoft.data.dataset import name_images, read_images
-from autoft.data.ondemand import DecodedOnTheFly
-from autoft.data.pixels import Store
+from autoft.data.pixels.ondemand import DecodedOnTheFly
+from autoft.data.pixels.store import Store
 from autoft.data.reading import Listing
-from autoft.data.split import Split, make_split
-from autoft.data.split_file import read_split, write_split
+from autoft.data.splits.file import read_split, write_split
+from autoft.data.splits.split import Split, make_split
 from autoft.errors import DataError
 from autoft.search.folder import RunFolder
 from autoft.search.settings import Settings

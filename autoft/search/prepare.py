@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from autoft import errors, plugins
-from autoft.data.split import TEST
+from autoft.data.splits.split import TEST
 from autoft.errors import MachineError, UsageError
 from autoft.network.sources import Source, in_folder, resolve, suggest
 from autoft.search.engines import tasks

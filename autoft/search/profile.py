@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autoft.data.split import TEST
+from autoft.data.splits.split import TEST
 from autoft.errors import AutoftError, DataError, MachineError, UsageError
 from autoft.network.sources import Source
 from autoft.search import images, prepare

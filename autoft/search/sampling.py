@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from autoft.data.split import TEST
+from autoft.data.splits.split import TEST
 from autoft.search.images import Data
 from autoft.training.job import Ranked, Setup
 from autoft.training.measures import REPEATED_BELOW, REPEATS, Sample, draw

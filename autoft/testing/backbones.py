@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from autoft.data.decode import INTERPOLATIONS
+from autoft.data.pixels.decode import INTERPOLATIONS
 from autoft.testing.probes import blocked_network, first_uses
 from autoft.testing.subjects import (
     BATCH,

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from autoft.data.cache import write_bytes_atomic, write_json_atomic
+from autoft.data.cache.files import write_bytes_atomic, write_json_atomic
 from autoft.training.job import Outcome, Report, TrialJob
 
 SCORED, LAST = "scored.safetensors", "last.safetensors"

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from autoft.data.pixels import Store
+from autoft.data.pixels.store import Store
 from autoft.errors import DataError
 from autoft.network.sources import Source
 from autoft.values import Backbone, Preprocess, Status, TrialConfig

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from autoft.data.cache import cache_root, write_json_atomic
+from autoft.data.cache.files import cache_root, write_json_atomic
 from autoft.training.features import digest
 from autoft.training.job import Setup
 

@@ -34,10 +34,10 @@ from torch.utils.data import default_collate
 from torchvision import transforms
 from torchvision.datasets.folder import pil_loader
 
-from autoft.data.decode import to_square
-from autoft.data.examine import examine
-from autoft.data.inputs import list_dataset
-from autoft.data.pixels import Store
+from autoft.data.inputs.dispatch import list_dataset
+from autoft.data.pixels.decode import to_square
+from autoft.data.pixels.examine import examine
+from autoft.data.pixels.store import Store
 from autoft.data.reading import Listing, Reading
 from autoft.data.views import evaluation_batches, training_batches
 from autoft.values import IMAGENET_MEAN, IMAGENET_STD, Preprocess

@@ -16,8 +16,9 @@ from typing import BinaryIO, Final
 import numpy as np
 import numpy.typing as npt
 
-from autoft.data import scans
-from autoft.data.decode import (
+from autoft.data.cache.entries import NoRoom, building, make_room
+from autoft.data.pixels import scans
+from autoft.data.pixels.decode import (
     BadImage,
     Pixels,
     Progress,
@@ -27,9 +28,9 @@ from autoft.data.decode import (
     read_size,
     to_square,
 )
-from autoft.data.entries import NoRoom, building, make_room
-from autoft.data.ondemand import DecodedOnTheFly, on_the_fly
-from autoft.data.pixels import (
+from autoft.data.pixels.ondemand import DecodedOnTheFly, on_the_fly
+from autoft.data.pixels.scans import Files, Scan
+from autoft.data.pixels.store import (
     PIXELS,
     Store,
     StoreWriter,
@@ -39,7 +40,6 @@ from autoft.data.pixels import (
     store_key,
 )
 from autoft.data.reading import Listing
-from autoft.data.scans import Files, Scan
 
 MISSING: Final = "missing"
 UNREADABLE: Final = "cannot be read"

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from autoft.data.cache import cache_root, existing, machine_errors, partition, sync_folder
-from autoft.data.holding import changed, claim, hold, release, use_of
+from autoft.data.cache.files import cache_root, existing, machine_errors, partition, sync_folder
+from autoft.data.cache.holding import changed, claim, hold, release, use_of
 from autoft.errors import MachineError, UsageError, did_you_mean
 
 KINDS: Final = ("pixels", "datasets", "features", "scans")

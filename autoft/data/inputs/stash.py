@@ -14,10 +14,10 @@ from typing import Final
 
 from filelock import FileLock
 
-from autoft.data.cache import cache_root, machine_errors, write_json_atomic
-from autoft.data.decode import Progress
-from autoft.data.entries import building, make_room, publish
-from autoft.data.holding import hold
+from autoft.data.cache.entries import building, make_room, publish
+from autoft.data.cache.files import cache_root, machine_errors, write_json_atomic
+from autoft.data.cache.holding import hold
+from autoft.data.pixels.decode import Progress
 from autoft.data.reading import PartName
 
 DATASETS: Final = "datasets"

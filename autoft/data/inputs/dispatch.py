@@ -11,9 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from autoft.data.archive import ARCHIVE_SUFFIXES, is_archive, stash_archive
-from autoft.data.decode import Progress
-from autoft.data.folders import (
+from autoft.data.inputs.archive import ARCHIVE_SUFFIXES, is_archive, stash_archive
+from autoft.data.inputs.folders import (
     IGNORED,
     MANIFEST_SUFFIXES,
     Found,
@@ -22,13 +21,14 @@ from autoft.data.folders import (
     suffix_of,
     walk,
 )
-from autoft.data.manifest import Source, read_manifest, read_manifests
+from autoft.data.inputs.hub import HUB_PREFIX, stash_hub
+from autoft.data.inputs.manifest import Source, read_manifest, read_manifests
+from autoft.data.inputs.sample import SAMPLE_PREFIX, stash_sample
+from autoft.data.inputs.stash import MANIFEST, Stashed
+from autoft.data.inputs.tables import find_columns, read_header
+from autoft.data.inputs.vision import TORCHVISION_PREFIX, stash_torchvision
+from autoft.data.pixels.decode import Progress
 from autoft.data.reading import PART_WORDS, Listing, Reading
-from autoft.data.remote import HUB_PREFIX, stash_hub
-from autoft.data.sample import SAMPLE_PREFIX, stash_sample
-from autoft.data.stash import MANIFEST, Stashed
-from autoft.data.tables import find_columns, read_header
-from autoft.data.vision import TORCHVISION_PREFIX, stash_torchvision
 from autoft.errors import DataError, UsageError, did_you_mean
 
 UNLABELLED_METADATA: Final = "metadata files without labels"

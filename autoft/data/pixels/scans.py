@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 from filelock import FileLock
 
-from autoft.data.cache import cache_root, machine_errors, write_bytes_atomic
-from autoft.data.convert import DAMAGED
+from autoft.data.cache.files import cache_root, machine_errors, write_bytes_atomic
+from autoft.data.pixels.convert import DAMAGED
 from autoft.data.reading import Listing
 
 SCAN_VERSION: Final = 1

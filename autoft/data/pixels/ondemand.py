@@ -16,11 +16,11 @@ from typing import Any, Final
 
 import numpy as np
 
-from autoft.data.cache import cache_root, machine_errors, write_json_atomic
-from autoft.data.decode import Pixels, decode, in_threads, to_square
-from autoft.data.entries import building, publish
-from autoft.data.holding import hold, release
-from autoft.data.pixels import PIXELS, Digests, Rows, store_key
+from autoft.data.cache.entries import building, publish
+from autoft.data.cache.files import cache_root, machine_errors, write_json_atomic
+from autoft.data.cache.holding import hold, release
+from autoft.data.pixels.decode import Pixels, decode, in_threads, to_square
+from autoft.data.pixels.store import PIXELS, Digests, Rows, store_key
 from autoft.errors import DataError, MachineError
 
 THREADS: Final = min(8, os.cpu_count() or 1)

@@ -16,20 +16,10 @@ from typing import Final
 
 import numpy as np
 
-from autoft.data.cache import write_bytes_atomic
+from autoft.data.cache.files import write_bytes_atomic
 from autoft.data.cells import as_written, inert
 from autoft.data.reading import PART_WORDS
-from autoft.data.split import (
-    ALWAYS_TRAIN,
-    MAX_FOLDS,
-    TEST,
-    Codes,
-    Split,
-    located,
-    make_split,
-    path_order,
-)
-from autoft.data.split_rules import (
+from autoft.data.splits.rules import (
     TEST_PART,
     TRAIN,
     VAL,
@@ -38,6 +28,16 @@ from autoft.data.split_rules import (
     Splittable,
     amount,
     torn_groups,
+)
+from autoft.data.splits.split import (
+    ALWAYS_TRAIN,
+    MAX_FOLDS,
+    TEST,
+    Codes,
+    Split,
+    located,
+    make_split,
+    path_order,
 )
 from autoft.errors import DataError, did_you_mean
 

@@ -14,7 +14,7 @@ from typing import Final
 
 import numpy as np
 
-from autoft.data.decode import IMAGE_SUFFIXES, Progress
+from autoft.data.pixels.decode import IMAGE_SUFFIXES, Progress
 from autoft.data.reading import (
     NO_GROUP,
     PART_WORDS,

@@ -20,10 +20,10 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from autoft.data.cache import DISK_FULL, cache_root, machine_errors, write_json_atomic
-from autoft.data.decode import Pixels
-from autoft.data.entries import publish
-from autoft.data.holding import hold, release
+from autoft.data.cache.entries import publish
+from autoft.data.cache.files import DISK_FULL, cache_root, machine_errors, write_json_atomic
+from autoft.data.cache.holding import hold, release
+from autoft.data.pixels.decode import Pixels
 from autoft.errors import MachineError
 
 STORE_VERSION: Final = 2

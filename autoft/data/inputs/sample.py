@@ -8,8 +8,8 @@ from typing import Final
 import numpy as np
 from PIL import Image
 
-from autoft.data.cache import machine_errors
-from autoft.data.stash import Stashed, stash
+from autoft.data.cache.files import machine_errors
+from autoft.data.inputs.stash import Stashed, stash
 from autoft.errors import UsageError, did_you_mean
 
 SAMPLE_PREFIX: Final = "sample:"

@@ -10,8 +10,8 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from autoft.data.deal import deal, even_quota, share_quota
-from autoft.data.split_rules import (
+from autoft.data.splits.deal import deal, even_quota, share_quota
+from autoft.data.splits.rules import (
     TEST_PART,
     VAL,
     Splittable,

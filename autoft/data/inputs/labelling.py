@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from autoft.data.complaints import Complaints, Refused
+from autoft.data.inputs.complaints import Complaints, Refused
 
 NO_LABEL: Final = "no label"
 SEVERAL: Final = "several labels for one image (expected one: autoft tells classes apart)"

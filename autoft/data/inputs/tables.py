@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TextIO
 
-from autoft.data.complaints import Complaints
-from autoft.data.extras import import_extra
+from autoft.data.inputs.complaints import Complaints
+from autoft.data.inputs.extras import import_extra
 from autoft.errors import DataError, did_you_mean
 
 ROLES: Final = {

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from autoft.data.cache import machine_errors
+from autoft.data.cache.files import machine_errors
 
 _UNLOCKABLE: Final = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 _MOMENT: Final = 0.005  # seconds

@@ -14,10 +14,11 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from autoft.data.complaints import Complaints, Refused
-from autoft.data.decode import Progress
-from autoft.data.folders import leads_outside
-from autoft.data.labelling import check_labels, label_text
+from autoft.data.inputs.complaints import Complaints, Refused
+from autoft.data.inputs.folders import leads_outside
+from autoft.data.inputs.labelling import check_labels, label_text
+from autoft.data.inputs.tables import Row, open_table
+from autoft.data.pixels.decode import Progress
 from autoft.data.reading import (
     NO_GROUP,
     PART_WORDS,
@@ -27,7 +28,6 @@ from autoft.data.reading import (
     Reading,
     file_stat,
 )
-from autoft.data.tables import Row, open_table
 from autoft.errors import DataError, did_you_mean
 
 NO_PATH: Final = "no path"

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
-from autoft.data.decode import IMAGE_SUFFIXES, Progress
-from autoft.data.extras import import_extra
-from autoft.data.folders import suffix_of
+from autoft.data.inputs.extras import import_extra
+from autoft.data.inputs.folders import suffix_of
+from autoft.data.inputs.stash import Fetched, Stashed, stash, write_images
+from autoft.data.inputs.tables import ROLES
+from autoft.data.pixels.decode import IMAGE_SUFFIXES, Progress
 from autoft.data.reading import PART_WORDS, PartName
-from autoft.data.stash import Fetched, Stashed, stash, write_images
-from autoft.data.tables import ROLES
 from autoft.errors import AutoftError, DataError, MachineError, UsageError
 
 HUB_PREFIX: Final = "hf://"

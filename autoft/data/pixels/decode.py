@@ -31,7 +31,7 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from autoft.data.convert import (
+from autoft.data.pixels.convert import (
     DAMAGED,
     EXTREME,
     MAX_PIXELS,
@@ -42,8 +42,8 @@ from autoft.data.convert import (
     refusal,
     several,
 )
-from autoft.data.convert import NOTICED_WORDS as NOTICED_WORDS
-from autoft.data.convert import Noticed as Noticed
+from autoft.data.pixels.convert import NOTICED_WORDS as NOTICED_WORDS
+from autoft.data.pixels.convert import Noticed as Noticed
 from autoft.errors import DataError, UsageError, did_you_mean
 from autoft.values import Preprocess
 

@@ -10,11 +10,17 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Final
 
-from autoft.data.cache import check_space, machine_errors
-from autoft.data.decode import IMAGE_SUFFIXES, Progress
-from autoft.data.folders import IGNORED, MANIFEST_SUFFIXES, is_hidden, leads_outside, suffix_of
-from autoft.data.members import Member, checked, refusal, tar_members, zip_members
-from autoft.data.stash import Stashed, stash
+from autoft.data.cache.files import check_space, machine_errors
+from autoft.data.inputs.folders import (
+    IGNORED,
+    MANIFEST_SUFFIXES,
+    is_hidden,
+    leads_outside,
+    suffix_of,
+)
+from autoft.data.inputs.members import Member, checked, refusal, tar_members, zip_members
+from autoft.data.inputs.stash import Stashed, stash
+from autoft.data.pixels.decode import IMAGE_SUFFIXES, Progress
 
 ARCHIVE_SUFFIXES: Final = (
     *(".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz"),

@@ -1,0 +1,1 @@
+"""Where images come from: folders, manifests, archives and other people's collections."""

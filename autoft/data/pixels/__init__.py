@@ -1,0 +1,1 @@
+"""Files into pixels: one decoder, one pass, one store that all share."""

@@ -1,0 +1,1 @@
+"""Which image is trained on, which selects, and which stays locked."""
