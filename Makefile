@@ -34,8 +34,10 @@ lint: $(READY) ## Style, types and the floors of the house
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(READY) ## Measure how fast the commands start
+bench: $(READY) ## Measure start-up and a million rows; with DATA=FOLDER also scan, store and views
 	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/speed/million.py
+	$(if $(DATA),$(BIN)/python benchmarks/speed/data.py --dataset $(DATA))
 
 clean: ## Remove the environment, the caches of the tools and the demo
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

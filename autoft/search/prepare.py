@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from autoft import errors, plugins
+from autoft.data.inputs.hub import out_of_reach
 from autoft.data.splits.split import TEST
 from autoft.errors import MachineError, UsageError
 from autoft.network.sources import Source, in_folder, resolve, suggest
@@ -27,7 +26,6 @@ from autoft.selection.regime import Profile, judge
 from autoft.training.job import Ranked, Setup
 from autoft.training.recipe import AUGMENTS, UPRIGHT
 
-LOOK_SECONDS = 3.0  # that the hub gets to answer
 BEHIND = 0.10  # a backbone whose probe is further behind the best is not searched
 LONG = 3600.0  # seconds from which a larger tier pays
 
@@ -179,22 +177,12 @@ def _reachable(kind: str) -> tuple[str, ...]:
 
 
 def wants_network(settings: Settings, emit: Emit) -> bool:
-    """Tell whether weights may be fetched: not with --offline, and not where the hub is far.
-
-    The hub's client retries for a minute per file where there is no network; one short look first
-    saves the run's time. Behind a proxy nothing can be said, and the client is left to try.
-    """
+    """Tell whether weights may be fetched: not with --offline, and not where the hub is far."""
     if settings.offline or (settings.weights and not settings.backbones):
         return not settings.offline
-    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY")):
-        return True
-    hub = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
-    try:
-        socket.create_connection((hub.hostname or "", hub.port or 443), LOOK_SECONDS).close()
-    except OSError:
-        emit("note", text=f"{hub.hostname} cannot be reached: going on offline.")
-        return False
-    return True
+    if why := out_of_reach():
+        emit("note", text=f"{why}; going on offline.")
+    return not why
 
 
 @contextmanager

@@ -131,13 +131,18 @@ def _plain(error: Exception) -> str:
 
 
 def _unreachable() -> str:
-    """Say why the Hub is not to be asked, or nothing.
-
-    The library retries for half a minute where there is no network; one short look saves that.
-    Behind a proxy nothing can be said, and the library is left to try.
-    """
+    """Say why the Hub is not to be asked, or nothing."""
     if variable := offline():
         return f"{variable}=1 forbids the network"
+    return out_of_reach()
+
+
+def out_of_reach() -> str:
+    """Say that the Hub does not answer, or nothing.
+
+    Its clients retry for a minute where there is no network; one short look saves that. Behind a
+    proxy nothing can be said, and they are left to try.
+    """
     if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY")):
         return ""
     hub = urlsplit(os.environ.get("HF_ENDPOINT", _HUB))
