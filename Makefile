@@ -22,11 +22,12 @@ demo: $(READY) ## Search on a sample, show the leaderboard, predict one image (3
 	  write_sample('digits', Path('$(DEMO_IMAGES)'), limit=1)"
 	$(BIN)/autoft predict $(DEMO) $(DEMO_IMAGES)/0/0000.png --top 3
 
-test: lint ## Lint, then all tests
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+test: lint ## Lint, then all tests: the quick ones on all cores, then the searches one by one
+	$(BIN)/python -m pytest -m "not slow" -n auto $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
 
 quick: $(READY) ## The tests without whole searches
-	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not slow" -n auto $(PYTEST_ARGS)
 
 lint: $(READY) ## Style, types and the floors of the house
 	$(BIN)/ruff check .

@@ -719,6 +719,27 @@ def _(desk: Desk) -> None:
     np.testing.assert_array_equal(found[0], expected)
 
 
+@row("I15-read-only-mount")
+def _(desk: Desk) -> None:
+    desk.classes("cat", "dog")
+    (desk.root / "cat" / "bad.png").write_bytes(b"x")
+    place = desk.root.parent / "mounted"
+    place.mkdir()
+    bind = subprocess.run(["mount", "--bind", desk.root, place], capture_output=True, text=True)
+    if bind.returncode:
+        pytest.skip(f"mounting is not allowed here: {bind.stderr.strip()}")
+    try:
+        options = "remount,bind,ro"
+        subprocess.run(["mount", "-o", options, place], check=True, capture_output=True)
+        with pytest.raises(OSError, match="Read-only"):
+            (place / "cat" / "new.png").write_bytes(b"x")
+        there = Desk(place, desk.capture, desk.request)
+        assert there.scan()["usable"] == 20
+        assert len(there.split()) == 20
+    finally:
+        subprocess.run(["umount", place], check=True)
+
+
 @row("I15-nothing-written")
 def _(desk: Desk) -> None:
     desk.classes("cat", "dog")
@@ -856,6 +877,7 @@ def _(desk: Desk) -> None:
     assert int(peak) < RSS_LIMIT
 
 
+SEARCHED = {"D14-names-end-to-end", "D29-flipped-labels"}
 IDS = {f"D{number:02d}" for number in range(1, 30)} | {f"I{n:02d}" for n in range(1, 16)}
 
 
@@ -863,6 +885,9 @@ def test_every_row_of_the_table_has_a_case() -> None:
     assert {name[:3] for name in ROWS} == IDS
 
 
-@pytest.mark.parametrize("name", sorted(ROWS))
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name in SEARCHED)) for name in sorted(ROWS)],
+)
 def test_fault(name: str, desk: Desk) -> None:
     ROWS[name](desk)
