@@ -215,7 +215,7 @@ def test_summary_says_what_was_found_and_how_to_use_it(
         "Test accuracy: 0.912 (95 % interval 0.900 to 0.923, 736 images)",
         "Baseline head_only: 0.800 (95 % interval 0.700 to 0.900, 736 images)",
         "Trials: 2 done, 0 stopped early, 1 failed, in 1:01 min.",
-        "Regime: small and similar data; the search agreed: freeze or full was expected.",
+        "Regime: small and similar data; the search agreed (first there: freeze, full).",
         "onnx same labels (100.00% of 200 images, probabilities within 2.0e-06)",
         f"autoft predict {killed_run} IMAGE",
     ):
@@ -234,7 +234,7 @@ def test_summary_without_test_part_or_of_an_earlier_run_says_so(
     out = capsys.readouterr().out
     assert "had already finished" in out
     assert "Test accuracy: not measured" in out
-    assert "the search found otherwise: full was expected, freeze was better" in out
+    assert "the search found otherwise (first there: full; better: freeze)" in out
     assert load(killed_run).best.test is None
 
 

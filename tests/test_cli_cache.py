@@ -19,7 +19,8 @@ from autoft.data.cache.holding import hold, release
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("AUTOFT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("AUTOFT_CACHE_LIMIT", "5MB")
-    return tmp_path / "cache"
+    (tmp_path / "cache").mkdir()
+    return tmp_path / "cache" / "autoft"
 
 
 def put(kind, name, count, age=0.0):

@@ -92,6 +92,11 @@ def test_parts_manifests_and_metadata_are_found_inside(tmp_path, kind):
     table = {"d/labels.csv": b"path,label\nim/1.jpg,a\nim/2.jpg,b\n"}
     listing = listed(pack(tmp_path / f"table.{kind}", flat | table))
     assert listing.lines.tolist() == [2, 3]
+    assert listing.counts == {}
+    more = {"d/im/3.jpg": b"z", "d/im/4.jpg": b"!"}
+    listing = listed(pack(tmp_path / f"more.{kind}", flat | more | table))
+    assert len(listing) == 2
+    assert listing.counts == {"images in no row of the table": 2}
     table = {"d/metadata.jsonl": b'{"file_name": "im/1.jpg", "label": "a"}'}
     listing = listed(pack(tmp_path / f"hf.{kind}", {"d/im/1.jpg": b"x"} | table))
     assert listing.paths == ("im/1.jpg",)
@@ -114,7 +119,7 @@ def test_members_that_escape_are_refused(tmp_path, kind, name, last):
     with pytest.raises(DataError, match=rf"a\.{kind}' holds '{name}', which would land outside"):
         listed(path)
     left = [p for p in sorted(tmp_path.rglob("*")) if p not in before and p.name[0] != "."]
-    assert left == [path, tmp_path / "cache", tmp_path / "cache" / "datasets"]
+    assert left == [path, tmp_path / "cache", cache_root(), cache_root() / "datasets"]
 
 
 def test_a_zip_of_windows_has_folders_and_does_not_escape(tmp_path):

@@ -4,10 +4,12 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections import namedtuple
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from autoft.data.cache import entries
@@ -23,13 +25,15 @@ from autoft.data.cache.entries import (
 from autoft.data.cache.files import cache_root
 from autoft.data.cache.holding import hold, release
 from autoft.errors import MachineError, UsageError
+from autoft.training.features import remembered
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("AUTOFT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("AUTOFT_CACHE_LIMIT", "1000")
-    return tmp_path / "cache"
+    (tmp_path / "cache").mkdir()
+    return tmp_path / "cache" / "autoft"
 
 
 def put(name, size=100, age=0.0, kind="pixels"):
@@ -86,12 +90,9 @@ def test_entries_are_folders_and_files_of_every_kind(cache):
     (cache / "scans").mkdir()
     (cache / "scans" / "scan.npz").write_bytes(bytes(30))
     (cache / "scans" / ".scan.npz.lock").touch()
-    (cache / "later").mkdir()
-    (cache / "later" / "new").write_bytes(bytes(1))
     found = {(entry.kind, entry.name): entry for entry in entries.entries()}
     assert {key: entry.bytes for key, entry in found.items()} == {
         ("datasets", "unpacked"): 5,
-        ("later", "new"): 1,
         ("pixels", "store"): 70,
         ("scans", "scan.npz"): 30,
     }
@@ -99,6 +100,67 @@ def test_entries_are_folders_and_files_of_every_kind(cache):
     assert time.time() - found["scans", "scan.npz"].last_used == pytest.approx(0, abs=20)
     assert not any(entry.held for entry in found.values())
     assert found["pixels", "store"].path == cache / "pixels" / "store"
+
+
+def test_nothing_beside_the_kinds_is_looked_at(cache):
+    foreign = [
+        cache / "letters" / "novel.txt",
+        cache / "letters" / ".trash-novel" / "1.txt",
+        cache / "letters" / ".building-shed" / "plan.txt",
+        cache / "letters" / f".{'0' * 32}.tmp",
+        cache / ".git" / "HEAD",
+        cache / "notes.txt",
+    ]
+    for path in foreign:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(bytes(600))
+        os.utime(path, (0, 0))
+    put("mine")
+    (cache / "letters").chmod(0o500)
+    before = sorted(cache.rglob("*"))
+    make_room(900)
+    assert names() == ["mine"]
+    assert sorted(cache.rglob("*")) == before
+    with pytest.raises(UsageError, match="no kind 'letters'"):
+        clear("letters")
+    assert [entry.name for entry in clear().removed] == ["mine"]
+    assert all(path.read_bytes() == bytes(600) for path in foreign)
+    (cache / "letters").chmod(0o700)
+
+
+LOOK = """
+import os
+from autoft.data.cache.entries import clear, entries, make_room
+if os.geteuid() == 0:
+    os.setuid(65534)  # root may read everything
+make_room(100)
+print([entry.name for entry in entries()], [entry.name for entry in clear().removed])
+"""
+
+
+def test_a_foreign_folder_that_may_not_be_read_is_no_matter(monkeypatch):
+    with tempfile.TemporaryDirectory() as place:  # pytest's own is closed to other users
+        monkeypatch.setenv("AUTOFT_CACHE", place)
+        put("mine")
+        for path in [Path(place), *Path(place).rglob("*")]:
+            if os.geteuid() == 0:
+                os.chown(path, 65534, 65534)
+        closed = Path(place, "private")
+        closed.mkdir()
+        closed.chmod(0o700 if os.geteuid() == 0 else 0)
+        command = [sys.executable, "-c", LOOK]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        closed.chmod(0o700)
+        assert done.stdout == "['mine'] ['mine']\n", done.stderr
+        assert closed.is_dir()
+
+
+@pytest.mark.parametrize("look", [entries.entries, clear, lambda: make_room(1)])
+def test_a_kind_that_cannot_be_listed_is_a_machine_error(cache, look):
+    cache.mkdir()
+    (cache / "pixels").write_text("")
+    with pytest.raises(MachineError, match="pixels' could not be"):
+        look()
 
 
 def test_an_absent_cache_is_empty(cache):
@@ -210,12 +272,41 @@ def test_a_built_entry_appears_whole_and_replaces_an_old_one(cache):
     with building("pixels") as folder:
         (folder / "file").write_bytes(bytes(2))
         assert names() == ["a"]
-        publish(folder, old)
+        publish(folder, old, lambda: False)
     assert [(entry.name, entry.bytes, entry.held) for entry in entries.entries()] == [
         ("a", 2, True)
     ]
     assert sorted(path.name for path in (cache / "pixels").iterdir()) == [".a.used", "a"]
     release(old)
+
+
+def race(monkeypatch, entry, contents):
+    """Let others publish `contents` just after the entry in the way was taken away."""
+    rename_away, waiting = entries._rename_away, list(contents)
+
+    def overtaken(path):
+        trash = rename_away(path)
+        if path == entry and waiting:
+            entry.mkdir()
+            (entry / "file").write_bytes(waiting.pop(0))
+        return trash
+
+    monkeypatch.setattr(entries, "_rename_away", overtaken)
+
+
+@pytest.mark.parametrize(
+    ("others", "kept"), [([b"other"], b"other"), ([b"torn", b"torn"], b"own"), ([], b"own")]
+)
+def test_who_publishes_second_keeps_what_is_whole(cache, monkeypatch, others, kept):
+    entry = put("a", size=1)
+    race(monkeypatch, entry, others)
+    with building("pixels") as folder:
+        (folder / "file").write_bytes(b"own")
+        publish(folder, entry, lambda: (entry / "file").read_bytes() == b"other")
+    assert (entry / "file").read_bytes() == kept
+    assert [each.held for each in entries.entries()] == [True]
+    assert sorted(path.name for path in (cache / "pixels").iterdir()) == [".a.used", "a"]
+    release(entry)
 
 
 def test_a_building_that_fails_leaves_nothing(cache):
@@ -333,6 +424,30 @@ def test_a_cache_that_cannot_be_written_is_a_machine_error(cache):
     cache.mkdir(mode=0o500)
     with pytest.raises(MachineError, match="Permission denied"):
         hold(cache / "pixels" / "a")
+
+
+def test_features_make_room_before_they_are_written(cache):
+    put("old", size=600, age=10)
+    rows = np.arange(3)
+    found = remembered("k", rows, lambda rows: iter([np.ones((len(rows), 2), np.float32)]))
+    assert found.tolist() == [[1, 1]] * 3
+    assert [entry.kind for entry in entries.entries()] == ["features"]
+    assert sum(entry.bytes for entry in entries.entries()) <= 1000
+
+
+def test_features_that_have_no_room_are_given_but_not_kept(cache):
+    hold(put("used", size=900))
+    asked = []
+
+    def compute(rows):
+        asked.append(rows.tolist())
+        yield np.ones((len(rows), 2), np.float32)
+
+    for _ in range(2):
+        assert remembered("k", np.arange(3), compute).tolist() == [[1, 1]] * 3
+    assert asked == [[0, 1, 2]] * 2
+    assert names() == ["used"]
+    release(cache / "pixels" / "used")
 
 
 def test_an_entry_is_a_value():

@@ -3,24 +3,31 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
 from autoft.data import doctor
 from autoft.data.cache.files import machine_errors, write_json_atomic
+from autoft.data.catalog import make_catalog
 from autoft.data.dataset import default_image_size, name_images, read_images
 from autoft.data.duplicates import (
+    NearDuplicates,
     contradicted,
     first_of_row,
     join_groups,
-    near_pairs,
+    near_duplicates,
     perceptual_hashes,
 )
+from autoft.data.pixels.examine import examine
+from autoft.data.pixels.scans import scan_path
 from autoft.data.reading import NO_GROUP, Excluded, Reading
 from autoft.errors import DataError, MachineError
 
@@ -201,9 +208,91 @@ def test_the_perceptual_hash_survives_encoding_and_tells_images_apart(side):
     originals = [waves(seed) for seed in range(12)]
     changed = [image.resize((77, 77)).resize((side, side)) for image in originals]
     hashes = perceptual_hashes(Held(*originals, *changed))
-    pairs = near_pairs(hashes, 6)
-    assert {(a, b) for a, b, _ in pairs} == {(index, index + 12) for index in range(12)}
-    assert near_pairs(hashes[:12], 6) == []
+    near = near_duplicates(hashes, 6)
+    assert {(a, b) for a, b, _ in near.pairs} == {(index, index + 12) for index in range(12)}
+    assert (near.count, near.leader.tolist()) == (12, [*range(12), *range(12)])
+    none = near_duplicates(hashes[:12], 6)
+    assert (none.pairs, none.count, none.leader.tolist()) == ((), 0, list(range(12)))
+
+
+def test_waiting_for_another_command_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr("autoft.data.pixels.scans.PATIENCE", 0.01)
+    listing = name_images(
+        str(dataset(tmp_path, "cat", "dog", count=20)), Reading(), lambda *call: None
+    )
+    path = scan_path(listing)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    calls = []
+    with ThreadPoolExecutor(1) as elsewhere:
+        other = FileLock(path.with_name(f".{path.name}.lock"), thread_local=False)
+        elsewhere.submit(other.acquire).result()
+
+        def progress(*call):
+            calls.append(call)
+            if call[0].startswith("waiting"):
+                elsewhere.submit(other.release).result()
+
+        read_images(listing, Reading(), 32, progress)
+    assert calls[0] == ("waiting for another command that decodes the same images", 0, 0)
+
+
+def test_flat_images_hash_alike_whatever_their_brightness():
+    flat = [Image.new("RGB", (50, 50), (grey,) * 3) for grey in (0, 1, 90, 171, 255)]
+    assert len(set(perceptual_hashes(Held(*flat)).tolist())) == 1
+
+
+def test_near_duplicates_are_those_of_every_pair(monkeypatch):
+    rng = np.random.default_rng(5)
+    hashes = rng.integers(0, 2**64, 30, np.uint64)[rng.integers(0, 30, 200)]
+    hashes ^= np.uint64(1) << rng.integers(0, 64, 200, np.uint64)
+    expected = [
+        (a, b, apart)
+        for a in range(200)
+        for b in range(a + 1, 200)
+        if (apart := int(np.bitwise_count(hashes[a] ^ hashes[b]))) <= 2
+    ]
+    leader = list(range(200))
+    for a, b, _ in expected:
+        low, high = sorted((leader[a], leader[b]))
+        leader = [low if one == high else one for one in leader]
+    for block in (1, 8 * 200 * 7, 10**8):
+        monkeypatch.setattr("autoft.data.duplicates.BLOCK_BYTES", block)
+        near = near_duplicates(hashes, 2)
+        assert list(near.pairs) == expected[:1000]
+        assert near.count == len(expected)
+        assert near.leader.tolist() == leader
+
+
+def test_chains_that_meet_late_are_one():
+    # 0, 1, 3, 7, ...: each looks like the next; listed so that sets join sets.
+    chain = np.array([(1 << bits) - 1 for bits in (0, 3, 1, 4, 2, 5)], np.uint64)
+    assert near_duplicates(chain, 1).leader.tolist() == [0] * 6
+
+
+def test_many_look_alikes_take_little_memory():
+    hashes = np.zeros(4000, np.uint64)
+    tracemalloc.start()
+    near = near_duplicates(hashes, 6)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (near.count, len(near.pairs)) == (4000 * 3999 // 2, 1000)
+    assert not near.leader.any()
+    assert peak < 64_000_000
+
+
+def test_the_report_counts_all_look_alikes_and_names_some(tmp_path):
+    dataset(tmp_path, "cat", "dog", count=20)
+    catalog = catalog_of(tmp_path)
+    leader = np.zeros(len(catalog), np.int64)
+    near = NearDuplicates(leader, ((0, 1, 3),), 780)
+    assert catalog.near_count == doctor.report(catalog)["near_duplicates"] == 0
+    listing = name_images(str(tmp_path), Reading(), lambda *call: None)
+    examined, _ = examine(listing, 32)
+    known = make_catalog(listing, examined, Reading(), near)
+    report = doctor.report(known)
+    assert report["near_duplicates"] == 780
+    assert report["near_duplicate_files"] == [["cat/1.png", "cat/0.png", 3]]
+    assert len(np.unique(known.groups)) == 1
 
 
 def test_json_is_whole_or_old_and_has_no_nan(tmp_path):

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import contextlib
 import io
 import pickle
 import struct
 import subprocess
 import sys
+import threading
 import zlib
 
 import numpy as np
@@ -419,6 +421,88 @@ def test_bad_files_are_refused_with_a_reason(name, tmp_path):
     assert name in str(caught.value)
     assert isinstance(caught.value, DataError)
     assert pickle.loads(pickle.dumps(caught.value)).reason == caught.value.reason
+
+
+def random_pixels(*shape):
+    return np.random.default_rng(3).integers(0, 256, (37, 29, *shape), dtype=np.uint8)
+
+
+def see_through_palette(top):
+    image = Image.fromarray(random_pixels() % top).convert("P")
+    image.putpalette(random_pixels(3).tobytes()[:768])
+    return encoded(image, "png", transparency=bytes(range(255, 255 - top, -1)))
+
+
+STRIPPED = {
+    "palette": lambda: see_through_palette(200),
+    "palette-opaque": lambda: see_through_palette(1),
+    "palette-one": lambda: encoded(Image.fromarray(random_pixels()), "gif", transparency=7),
+    "grey-one": lambda: encoded(Image.fromarray(random_pixels()), "png", transparency=7),
+    "rgb-one": lambda: encoded(
+        Image.fromarray(random_pixels(3) // 200), "png", transparency=(1, 0, 1)
+    ),
+    "LA": lambda: encoded(Image.fromarray(random_pixels(2), "LA"), "png"),
+    "RGBA": lambda: encoded(Image.fromarray(random_pixels(4)), "png"),
+    "half-opaque": lambda: encoded(
+        Image.fromarray(random_pixels(4) | np.uint8([0, 0, 0, 255]) * half()), "png"
+    ),
+    "deep-grey": lambda: encoded(Image.fromarray(random_pixels().astype(np.uint16) * 257), "png"),
+    "deep-pgm": lambda: encoded(Image.fromarray(random_pixels().astype(np.uint16) * 257), "ppm"),
+    "deep-alpha": lambda: png(random_pixels(4).astype(np.uint16) * 257, 6),
+}
+
+
+def half():
+    return (np.arange(37) < 20)[:, None, None].astype(np.uint8)
+
+
+@pytest.mark.parametrize("name", STRIPPED)
+def test_strips_are_the_whole_bit_for_bit(name, monkeypatch):
+    whole = look(STRIPPED[name](), "")
+    monkeypatch.setattr("autoft.data.pixels.convert.STRIP", 100)
+    strips = look(STRIPPED[name](), "")
+    np.testing.assert_array_equal(np.asarray(strips.image), np.asarray(whole.image))
+    assert strips.noticed == whole.noticed
+
+
+def test_opaque_pixels_are_left_as_they_are_by_what_is_transparent_beside_them():
+    values = np.arange(256, dtype=np.uint8)
+    pixels = np.stack([values, values[::-1], values // 2, np.full(256, 255, np.uint8)], 1)[None]
+    pixels = np.concatenate([pixels, pixels & np.uint8([255, 255, 255, 0])])
+    decoded = np.asarray(decode(encoded(Image.fromarray(pixels), "png")))
+    np.testing.assert_array_equal(decoded[0], pixels[0, :, :3])
+    assert (decoded[1] == 255).all()
+
+
+def test_one_large_image_is_decoded_at_a_time(monkeypatch):
+    monkeypatch.setattr("autoft.data.pixels.decode.LARGE", 100)
+    both, inside, most = threading.Barrier(2), [], []
+
+    def slow(image):
+        inside.append(image)
+        most.append(len(inside))
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both.wait(0.2 if image.width > 10 else 10)
+        inside.pop()
+        return image.copy(), Noticed(0)
+
+    monkeypatch.setattr("autoft.data.pixels.decode.convert", slow)
+    for size, expected in ((10, 2), (11, 1)):
+        most.clear()
+        data = encoded(Image.new("RGB", (size, size)), "png").getvalue()
+        list(in_threads(lambda data: decode(io.BytesIO(data)), [data, data], workers=2))
+        assert max(most) == expected
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
+def test_a_large_palette_with_transparency_is_not_in_memory_several_times(tmp_path):
+    side = 4096
+    image = Image.new("P", (side, side), 1)
+    image.putpalette([255, 0, 0, 0, 0, 255])
+    image.save(tmp_path / "large.png", transparency=b"\x80\x40", compress_level=1)
+    _, kilobytes = read_alone([tmp_path / "large.png"])
+    # One byte a pixel as it is and four as RGB; with RGBA and its white ground it were 13.
+    assert kilobytes < 80_000 + 8 * side * side // 1024
 
 
 def test_a_png_named_jpg_is_read(tmp_path):

@@ -8,13 +8,17 @@ import signal
 import subprocess
 import sys
 from collections import namedtuple
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import PIL
 import pytest
+from filelock import FileLock
 from PIL import Image
 
 from autoft.data.cache.files import cache_root
+from autoft.data.cache.holding import release
 from autoft.data.pixels.decode import Noticed, decode, to_square
 from autoft.data.pixels.examine import examine, median_short_side
 from autoft.data.pixels.ondemand import DecodedOnTheFly
@@ -29,7 +33,8 @@ SIDE = 16
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("AUTOFT_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
+    (tmp_path / "cache").mkdir()
+    return tmp_path / "cache" / "autoft"
 
 
 def listed(root, paths=None):
@@ -125,6 +130,48 @@ def test_a_use_of_a_scan_keeps_it_from_eviction(root):
     os.utime(scan_path(listing), (0, 0))
     looked_at(listing)
     assert scan_path(listing).stat().st_mtime > 0
+
+
+def test_another_pillow_looks_again(root, monkeypatch):
+    listing = listed(root)
+    known = scan_path(listing)
+    monkeypatch.setattr(PIL, "__version__", "0.1")
+    assert scan_path(listing) != known
+
+
+def test_a_cache_over_its_limit_shrinks_although_everything_is_found(root, monkeypatch):
+    listing = listed(root)
+    _, store, _ = looked_at(listing)
+    other = cache_root() / "pixels" / "other"
+    other.mkdir()
+    (other / "file").write_bytes(bytes(30_000))
+    folder = Path(store.path).parent
+    release(folder)
+    for used in (folder.with_name(f".{folder.name}.used"), scan_path(listing)):
+        os.utime(used, (0, 0))  # what is needed now was used longest ago
+    monkeypatch.setenv("AUTOFT_CACHE_LIMIT", "50kB")
+    examined, same, done = looked_at(listing)
+    assert (same, done, other.exists()) == (store, 0, False)
+    check(root, listing, examined, same)
+    assert scan_path(listing).exists()
+
+
+def test_waiting_for_another_process_is_said_once(root, monkeypatch):
+    monkeypatch.setattr("autoft.data.pixels.scans.PATIENCE", 0.01)
+    path = scan_path(listed(root))
+    path.parent.mkdir(parents=True)
+    told = []
+    with ThreadPoolExecutor(1) as elsewhere:
+        other = FileLock(path.with_name(f".{path.name}.lock"), thread_local=False)
+        elsewhere.submit(other.acquire).result()
+
+        def waiting():
+            told.append("waiting")
+            elsewhere.submit(other.release).result()
+
+        assert looked_at(listed(root), waiting=waiting)[2] == 40
+        assert looked_at(listed(root), waiting=waiting)[2] == 0
+    assert told == ["waiting"]
 
 
 def test_other_sizes_and_interpolations_are_other_stores(root):
@@ -437,7 +484,7 @@ def test_i14_data_that_change_under_a_search_are_named(root, change, what):
     _, store, _ = looked_at(listed(root))
     change(root / "05.png")
     assert store.read(np.array([4])).shape == (1, SIDE, SIDE, 3)
-    with pytest.raises(DataError, match=rf"data_changed: .*05\.png' {what}"):
+    with pytest.raises(DataError, match=rf"data_changed: .*05\.png' {what}.*another --out"):
         store.read(np.array([4, 5]))
 
 
@@ -488,7 +535,7 @@ def test_a_disk_that_fills_up_during_the_pass_does_not_end_it(root, tmp_path, mo
         assert isinstance(store, DecodedOnTheFly)
         assert "full" in store.why
         check(root, listing, examined, store)
-        assert not list((place / "cache" / "pixels").glob(".building-*"))
+        assert not list((place / "cache" / "autoft" / "pixels").glob(".building-*"))
     finally:
         subprocess.run(["umount", "-l", str(place)], check=True)
 

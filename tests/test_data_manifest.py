@@ -353,7 +353,7 @@ def test_hugging_face_metadata_in_a_folder(four, kind):
     listing = listed(four / "im")
     assert listing.paths == ("1.jpg", "2.jpg")
     assert listing.name == "im"
-    assert listing.counts == {"images not in the metadata": 2, "ignored": 1}
+    assert listing.counts == {"images in no row of the table": 2, "ignored": 1}
 
 
 def test_hugging_face_metadata_in_parts(tmp_path):

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import PIL
 import psutil
 import pytest
 
@@ -30,7 +31,8 @@ ROWS, SIDE = 50, 16
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("AUTOFT_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
+    (tmp_path / "cache").mkdir()
+    return tmp_path / "cache" / "autoft"
 
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (ROWS, SIDE, SIDE, 3), dtype=np.uint8)
@@ -92,6 +94,21 @@ def test_keys_name_the_content():
     ]
     assert len(set(keys)) == len(keys)
     assert store_key(DIGESTS.copy(), SIDE, "bilinear") == KEY
+
+
+def test_another_pillow_has_other_keys(monkeypatch):
+    monkeypatch.setattr(PIL, "__version__", "0.1")
+    assert store_key(DIGESTS, SIDE, "bilinear") != KEY
+
+
+def test_a_store_that_another_process_has_published_is_kept():
+    store = build()
+    inode = Path(store.path).stat().st_ino
+    assert build() == store
+    assert Path(store.path).stat().st_ino == inode
+    flip(store)
+    assert build() == store
+    np.testing.assert_array_equal(every(found()), IMAGES)
 
 
 def test_only_the_path_is_pickled():

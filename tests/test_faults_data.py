@@ -1,7 +1,8 @@
 """The data and image rows of the fault table (D01-D29, I01-I15), by their ids.
 
 Each row builds a dataset with the fault, runs the command line on it, and looks at the exit code,
-the sentence, and what is reported. A row of the table has one case or several.
+the sentence, and what is reported. A row of the table has one case or several. Not shown, since it
+needs Windows: paths of more than 260 characters there (D19).
 """
 
 from __future__ import annotations
@@ -212,15 +213,21 @@ def _(desk: Desk) -> None:
 def _(desk: Desk) -> None:
     desk.classes("cat", "dog")
     desk.photo("emu/0.png")
-    code, _, error = desk.autoft("data", "split", desk.root)
-    assert code == 3
-    assert "'emu'" in error
+    for command in ("scan", "split"):
+        code, _, error = desk.autoft("data", command, desk.root)
+        assert code == 3
+        assert "'emu'" in error
     assert "--min-per-class drop" in error
     report = desk.scan("--min-per-class", "drop", "--max-bad", "0")
     assert list(report["classes"]) == ["cat", "dog"]
     assert report["excluded"] == [["emu/0.png", "in a class with too few images"]]
     assert report["left_out"] == 1
     assert len(desk.split("--min-per-class", "drop")) == 20
+    for number in range(6):  # one image, however often it is there
+        shutil.copy(desk.root / "emu" / "0.png", desk.root / "emu" / f"copy{number}.png")
+    report = desk.scan("--min-per-class", "drop")
+    assert list(report["classes"]) == ["cat", "dog"]
+    assert report["left_out"] == 7
 
 
 @row("D06-fewer-images-than-folds")
@@ -260,7 +267,7 @@ def _(desk: Desk) -> None:
         (desk.root / "cat" / name).write_bytes(b"x")
     report = desk.scan()
     assert report["found"] == 20
-    assert report["noticed"]["ignored"] >= 5
+    assert report["noticed"]["ignored"] == 5  # two folders and three files
 
 
 @row("D10-mixed-depth")
@@ -408,14 +415,14 @@ def _(desk: Desk) -> None:
 def _(desk: Desk) -> None:
     desk.manifest("m.csv", _listed(desk, "3.png,cat"))
     error = desk.refused(path="m.csv")
-    assert "10" in error
+    assert re.search(r"line 10\b", error)
     assert "3.png" in error
 
 
 @row("D20-two-labels")
 def _(desk: Desk) -> None:
     desk.manifest("m.csv", _listed(desk, "3.png,dog"))
-    assert "10" in desk.refused(path="m.csv")
+    assert re.search(r"line 10\b", desk.refused(path="m.csv"))
 
 
 @row("D20-path-missing")
@@ -423,8 +430,7 @@ def _(desk: Desk) -> None:
     gone = [f"gone{number}.png,cat" for number in range(13)]
     desk.manifest("m.csv", _listed(desk, *gone))
     error = desk.refused(path="m.csv")
-    assert "10" in error
-    assert "19" in error
+    assert re.search(r"lines 10 .* 19\b", error)
     assert "gone12" not in error
     assert "3 more" in error
 
@@ -432,7 +438,7 @@ def _(desk: Desk) -> None:
 @row("D20-empty-path")
 def _(desk: Desk) -> None:
     desk.manifest("m.csv", _listed(desk, ",cat"))
-    assert "10" in desk.refused(path="m.csv")
+    assert re.search(r"line 10\b", desk.refused(path="m.csv"))
 
 
 for _number, _path in enumerate(
@@ -443,7 +449,7 @@ for _number, _path in enumerate(
     def _(desk: Desk, path: str = _path) -> None:
         desk.manifest("m.csv", _listed(desk, f"{path},cat"))
         error = desk.refused(path="m.csv")
-        assert "10" in error
+        assert re.search(r"line 10\b", error)
         assert path in error
 
 
@@ -470,7 +476,7 @@ def _(desk: Desk) -> None:
 def _(desk: Desk) -> None:
     desk.manifest("m.csv", _listed(desk, "x.png,").replace("x.png", "8.png"))
     desk.photo("8.png")
-    assert "10" in desk.refused(path="m.csv")
+    assert re.search(r"line 10\b", desk.refused(path="m.csv"))
 
 
 @row("D23-float-labels")
@@ -484,11 +490,11 @@ def _(desk: Desk) -> None:
 def _(desk: Desk) -> None:
     desk.photo("8.png")
     desk.manifest("m.csv", _listed(desk, "8.png,cat|dog"))
-    assert "10" in desk.refused(path="m.csv")
+    assert re.search(r"line 10\b", desk.refused(path="m.csv"))
     lines = [json.dumps({"path": f"{n}.png", "label": ["cat", "dog"][n % 2]}) for n in range(8)]
     lines.append(json.dumps({"path": "8.png", "label": ["cat", "dog"]}))
     desk.manifest("m.jsonl", "\n".join(lines) + "\n")
-    assert "9" in desk.refused(path="m.jsonl")
+    assert re.search(r"line 9\b", desk.refused(path="m.jsonl"))
 
 
 @row("D24-leak")
@@ -524,6 +530,18 @@ def _(desk: Desk) -> None:
     assert parts["cat/again.jpg"] == parts["cat/2.png"]
 
 
+@row("D25-in-two-parts")
+def _(desk: Desk) -> None:
+    desk.classes("train/cat", "train/dog", "test/cat", "test/dog", count=4)
+    waves = np.random.default_rng(3).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+    image = Image.fromarray(waves).resize((160, 160), Image.Resampling.BICUBIC)
+    image.save(desk.root / "train" / "cat" / "x.png")
+    image.resize((120, 120)).save(desk.root / "test" / "cat" / "y.jpg")
+    code, out, _ = desk.autoft("data", "scan", desk.root, "--near-dup", "6")
+    assert code == 0
+    assert "warning: 2 images are in two parts looking alike" in out
+
+
 @row("D26-label-conflict")
 def _(desk: Desk) -> None:
     desk.classes("cat", "dog", count=20)
@@ -555,11 +573,11 @@ def _(desk: Desk) -> None:
 
 @row("D28-imbalance")
 def _(desk: Desk) -> None:
-    desk.classes("common", count=300)
+    desk.classes("common", count=3000)
     desk.classes("rare", count=3)
     code, out, _ = desk.autoft("data", "scan", desk.root)
     assert code == 0
-    assert "imbalance 100.0" in out
+    assert "imbalance 1000.0" in out
     assert "balanced accuracy" in out
     parts = [each["part"] for each in desk.split() if each["label"] == "rare"]
     assert sorted(parts) == ["test", "train", "validation"]
@@ -626,7 +644,7 @@ def _bad(name: str, data: bytes, reason: str) -> Row:
 ROWS["I01-no-bytes"] = _bad("x.jpg", b"", "no image")
 for _format, _suffix in (("JPEG", "jpg"), ("PNG", "png"), ("WEBP", "webp")):
     _data = _encoded(_format)
-    ROWS[f"I02-truncated-{_suffix}"] = _bad(f"x.{_suffix}", _data[: len(_data) // 2], "")
+    ROWS[f"I02-truncated-{_suffix}"] = _bad(f"x.{_suffix}", _data[: len(_data) // 2], "damaged")
 ROWS["I03-html"] = _bad("x.jpg", b"<!doctype html><html><body>404</body></html>", "no image")
 _EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n"
 _SVG = b'<svg xmlns="http://www.w3.org/2000/svg" width="10" height="10"/>'

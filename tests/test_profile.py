@@ -14,23 +14,25 @@ import pytest
 import torch
 import typer
 from PIL import Image
+from safetensors.torch import save_file
 from torch import nn
 from typer.testing import CliRunner
 
 from autoft.cli import profile as command
 from autoft.cli.summary import regime_line
 from autoft.data.cache.files import cache_root
+from autoft.errors import DataError
 from autoft.network.build import build
 from autoft.network.sources import Source, in_folder
 from autoft.report.tables import write_suspects
-from autoft.search import sampling
+from autoft.search import prepare, sampling
 from autoft.search.images import Data, read_data
 from autoft.search.portfolio import RECIPES, first_strategies
-from autoft.search.profile import run_profile
+from autoft.search.profile import Profiled, run_profile
 from autoft.search.settings import Settings
 from autoft.selection import explain
 from autoft.selection.regime import ADVICE, judge, likeness_of, regime_map
-from autoft.training import profile, rank
+from autoft.training import features, profile, rank
 from autoft.training.classify import cross_validate, divisions, logistic, nearest
 from autoft.training.features import pooled_features, remembered
 from autoft.training.job import Images, Precision, Ranked, Setup
@@ -430,6 +432,95 @@ def test_ranking_is_remembered_with_its_speeds(setup, cache, monkeypatch) -> Non
     assert rank.rank_backbone(changed, "test_resnet.fixed", quiet).error  # not the same question
 
 
+def remade(monkeypatch, **changes: object) -> None:
+    """Have every backbone built with other facts."""
+    plain = features.build
+
+    def build_it(*arguments: object, **more: object) -> Backbone:
+        return replace(plain(*arguments, **more), **changes)
+
+    monkeypatch.setattr(features, "build", build_it)
+
+
+def test_other_stages_or_another_license_are_ranked_anew(setup, cache, monkeypatch) -> None:
+    first = rank.rank_backbone(setup, "test_resnet.fixed", quiet)
+    stages = build(setup.sources["test_resnet.fixed"]).stages
+    whole = (tuple(name for stage in stages for name in stage),)
+    with monkeypatch.context() as patch:
+        remade(patch, stages=whole)
+        assert rank.rank_backbone(setup, "test_resnet.fixed", quiet).num_stages == 1
+    with monkeypatch.context() as patch:
+        remade(patch, license="another")
+        assert rank.rank_backbone(setup, "test_resnet.fixed", quiet).license == "another"
+    assert first.num_stages == len(stages) > 1
+    assert first.license != "another"
+
+
+def test_other_stages_are_measured_anew(setup, data, cache, monkeypatch) -> None:
+    sample = sampling.sample_of(data, 1000)
+    first = profile.measure_backbone(setup, "test_resnet.fixed", sample, 1, quiet)
+    stages = build(setup.sources["test_resnet.fixed"]).stages
+    remade(monkeypatch, stages=(tuple(name for stage in stages for name in stage),))
+    again = profile.measure_backbone(setup, "test_resnet.fixed", sample, 1, quiet)
+    assert not again.error
+    confidence = [each.probes["stages"].confidence for each in (first, again)]
+    assert not np.array_equal(*confidence)
+
+
+def test_a_ranking_is_known_for_a_day(setup, cache, monkeypatch) -> None:
+    rank.rank_backbone(setup, "test_resnet.fixed", quiet)
+    (file,) = (cache_root() / "features").glob("rank-*.json")
+    kept = json.loads(file.read_text())
+    monkeypatch.setattr(rank, "fp32_per_second", lambda *_: 12345.0)
+
+    def speed_after(seconds: float) -> float:
+        file.write_text(json.dumps({**kept, "stored": kept["stored"] - seconds}))
+        return rank.rank_backbone(setup, "test_resnet.fixed", quiet).fp32_images_per_second
+
+    assert speed_after(23 * 3600) != 12345.0  # and the file is as if new
+    assert speed_after(25 * 3600) == 12345.0
+
+
+def changed_images(setup: Setup) -> Setup:
+    """Return `setup` with images that cannot be read any more."""
+
+    class Changed:
+        rows, resize, key = setup.store.rows, setup.store.resize, "changed"
+
+        def read(self, rows: np.ndarray) -> np.ndarray:
+            raise DataError("data_changed: 'a.png' is another file since the data were read")
+
+    return replace(setup, store=Changed())
+
+
+def test_images_that_changed_are_not_the_fault_of_backbones(setup, data, cache) -> None:
+    changed, sample = changed_images(setup), sampling.sample_of(data, 1000)
+
+    def call(_: object, *arguments: object) -> Ranked:
+        return rank.rank_backbone(*arguments, quiet)
+
+    with pytest.raises(DataError, match="data_changed"):
+        prepare.rank(Settings(dataset="d"), changed, call, quiet, 60.0)
+    with pytest.raises(DataError, match="data_changed"):
+        profile.measure_backbone(changed, "test_resnet.fixed", sample, 1, quiet)
+
+
+def test_weights_that_do_not_fit_are_left_out(setup, cache) -> None:
+    good, file = setup.sources["test_resnet.fixed"], setup.folder / "unfit.safetensors"
+    save_file({"another.weight": torch.zeros(3)}, file)
+    unfit = replace(good, label="unfit", weights=str(file))
+    given = replace(setup, sources={"unfit": unfit, good.label: good})
+    found = rank.rank_backbone(given, "unfit", quiet)
+    assert found.exit_code == DataError.exit_code
+    assert found.error
+
+    def call(_: object, *arguments: object) -> Ranked:
+        return rank.rank_backbone(*arguments, quiet)
+
+    _, ranked = prepare.rank(Settings(dataset="d"), given, call, quiet, 60.0)
+    assert [each.label for each in ranked] == [good.label]
+
+
 def test_weights_reach_the_ranking_probe(setup, cache) -> None:
     part = setup.train
     wrong = np.arange(len(part)) % 3 > 0
@@ -626,6 +717,17 @@ def test_without_weights_the_command_tells_size_and_controls(photos) -> None:
     assert "told by size alone" in shown
     assert "pixels" in shown
     assert "Similarity S" not in shown
+
+
+def test_too_few_images_are_said_to_be_too_few() -> None:
+    none = judge(np.arange(6) % 3, None, (), weights=True)
+    shown = command.lines(Profiled(none, first_strategies(none.name), (), ""))
+    text = "\n".join(shown)
+    assert "6 images in 3 classes" in text
+    assert "too few to measure" in text
+    assert "two images each" in text
+    assert "No backbone could be measured" not in text
+    assert "\n\n\n" not in text
 
 
 def test_a_table_of_suspects_is_inert(tmp_path) -> None:

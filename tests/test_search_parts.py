@@ -8,8 +8,8 @@ import time
 import numpy as np
 import pytest
 
-from autoft.errors import MachineError, UsageError
-from autoft.search import halving
+from autoft.errors import DataError, MachineError, UsageError
+from autoft.search import halving, prepare
 from autoft.search.budget import Budget
 from autoft.search.configs import Space, StrategyInfo
 from autoft.search.director import Director
@@ -21,7 +21,7 @@ from autoft.selection import winner
 from autoft.selection.intervals import wilson
 from autoft.selection.regime import judge, size_class
 from autoft.space import Choice, Float, Int, Parameter
-from autoft.training.job import Outcome, Ranked, Report
+from autoft.training.job import Images, Outcome, Ranked, Report, Setup
 from autoft.values import Part, TrialConfig, TrialResult
 
 LR = Parameter("lr", Float(1e-5, 1e-2, log=True), 1e-3)
@@ -330,6 +330,18 @@ def test_only_the_weights_of_the_best_are_kept(tmp_path) -> None:
         finish(director, job, score=job.number / 10)
     kept = {int(path.parent.name) for path in folder.path.glob("trials/*/scored.safetensors")}
     assert kept == {0, 4, 5, 6}  # the baseline and the best three
+
+
+@pytest.mark.parametrize("kind", [UsageError, DataError, MachineError])
+def test_an_error_of_a_worker_keeps_its_kind(kind, tmp_path) -> None:
+    def call(*_: object) -> Ranked:
+        return Ranked("a", error="why", exit_code=kind.exit_code)
+
+    nothing = np.zeros(0, np.int64)
+    images = Images(nothing, nothing)
+    none = Setup(tmp_path, None, (), images, images, {}, 64, "accuracy", "cpu", 1)
+    with pytest.raises(kind, match="why"):
+        prepare.rank(Settings(dataset="d"), none, call, lambda *_, **__: None, 60.0)
 
 
 # --- selection --------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from autoft.search.images import read_data
 from autoft.search.settings import Settings
 from autoft.training import checkpoint
 from autoft.training.evaluate import evaluate
-from autoft.training.features import pooled_features
+from autoft.training.features import fingerprint, pooled_features
 from autoft.training.job import Images, Precision, Setup, TrialJob
 from autoft.training.losses import weighted_cross_entropy
 from autoft.training.metrics import score
@@ -312,6 +312,44 @@ def test_cached_features_belong_to_their_images_alone(setup, photos, tmp_path) -
     first = features(setup)
     assert not np.allclose(first, features(replace(setup, store=store)))
     assert np.array_equal(first, features(setup))
+
+
+class Activated(torch.nn.Module):
+    """A network that looks the same whatever its activation is."""
+
+    def __init__(self, activation) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.convolution = torch.nn.Conv2d(3, 8, 4, stride=4)
+        self.activation = activation
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.activation(self.convolution(images)).mean(dim=(2, 3))
+
+
+def test_equal_weights_with_another_activation_have_features_of_their_own(setup) -> None:
+    pre = setup.preprocess(build(setup.sources["test_resnet.fixed"]))
+    first, other = Activated(torch.relu), Activated(torch.tanh)
+    assert repr(first) == repr(other)
+    found = [
+        pooled_features(module, setup, setup.validation, pre, Precision())
+        for module in (first, other)
+    ]
+    assert not np.allclose(*found)
+
+
+def test_a_fingerprint_is_the_same_for_the_same_network(setup) -> None:
+    module = Activated(torch.relu).train()
+    module.convolution.eval()
+    first = fingerprint(module, setup)
+    assert [each.training for each in module.modules()] == [True, False]
+    again = Activated(torch.relu).to(memory_format=torch.channels_last)
+    torch.set_num_threads(2)
+    assert fingerprint(again, setup) == first
+    torch.set_num_threads(1)
+    with torch.no_grad():
+        again.convolution.bias[0] += 1e-6
+    assert fingerprint(again, setup) != first
 
 
 def test_a_damaged_checkpoint_is_a_fresh_start(tmp_path) -> None:

@@ -161,8 +161,6 @@ class LiveView:
         data = event.data
         if event.kind not in ("note", "progress", "epoch"):
             return True
-        if event.kind == "progress" and not data["done"]:
-            return False
         topic = str(data.get("text", event.kind))
         last = self._said.get(topic)
         if last is None:
@@ -216,6 +214,8 @@ def _scan(data: Mapping[str, Any]) -> str:
 
 
 def _progress(data: Mapping[str, Any]) -> str:
+    if not data["done"] and not data["total"]:
+        return str(data["text"])
     total = f"/{data['total']:,}" if data["total"] else ""
     return f"{data['text']} {data['done']:,}{total}"
 

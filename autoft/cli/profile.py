@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from autoft.cli.flags import READING, SEARCH, SEED, SPLITTING, takes
-from autoft.cli.reading import settings_of
+from autoft.cli.reading import keep_dataset, settings_of
 from autoft.cli.text import clean, columns
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ def profile(
     from autoft.search.profile import run_profile
 
     settings = settings_of(path, flags)
+    keep_dataset(path, suspects)
     with LiveView(None) as view:
         found = run_profile(settings, view, images)
     if suspects:
@@ -80,10 +81,10 @@ def lines(found: Profiled) -> list[str]:
     from autoft.selection.regime import regime_map
 
     known = found.profile
+    scores = columns(_scores(known))
     return [
         explain.counted(known),
-        "",
-        *columns(_scores(known)),
+        *(["", *scores] if scores else []),
         "",
         *explain.measured(known),
         "",
@@ -95,7 +96,9 @@ def lines(found: Profiled) -> list[str]:
 
 
 def _scores(known: Profile) -> list[list[str]]:
-    """Return a row for each backbone; without any, one for the controls."""
+    """Return a row for each backbone; without any, one for the controls, if these are known."""
+    if not known.backbones and not known.controls:
+        return []
     if not known.backbones:
         return [[NAMES[name] for name in known.controls], [*map(_spread, known.controls.values())]]
     heads = ["backbone", "S", "90 % interval", "D", *NAMES.values(), "seconds"]

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from autoft.errors import UsageError
 
 if TYPE_CHECKING:
     from autoft.data.dataset import Dataset
@@ -19,6 +22,20 @@ def settings_of(path: str, flags: Mapping[str, Any]) -> Settings:
     from autoft.search.settings import read_settings
 
     return read_settings({"dataset": path, **flags})
+
+
+def keep_dataset(path: str, target: Path | None) -> None:
+    """Refuse to write `target` over the dataset or into it.
+
+    Raises:
+        UsageError: naming both.
+    """
+    there = Path(path).expanduser().resolve()
+    if target is not None and there.exists() and target.resolve().is_relative_to(there):
+        raise UsageError(
+            f"{str(target)!r} lies in the dataset {path!r}, which is never written to: choose "
+            "another place."
+        )
 
 
 def read(path: str, flags: Mapping[str, Any]) -> Dataset:

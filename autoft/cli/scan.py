@@ -19,7 +19,8 @@ Examples:
   autoft data scan flowers.zip --max-bad 1 --json
 
 Every file is decoded once; a search of the same images finds them decoded.
-The exit code is 3 where a search would refuse the dataset."""
+The exit code is 3 where a search would refuse the images, or could not split
+them."""
 
 SHOWN = 20  # lines of each kind
 KINDS = (
@@ -38,12 +39,20 @@ def scan(
 ) -> None:
     """Decode every image once; count, and name what cannot be used and why."""
     from autoft.data import doctor
+    from autoft.data.splits.split import make_split
 
     dataset = read(path, flags)
     known = doctor.report(dataset.catalog) | {"image_size": dataset.image_size}
     if as_json:
         typer.echo(json.dumps(known, indent=2))
-        return
+    else:
+        _show(known)
+    make_split(dataset.catalog, seed=0, allow_leak=bool(flags["allow_leak"]))
+
+
+def _show(known: dict[str, Any]) -> None:
+    from autoft.data import doctor
+
     typer.echo(doctor.headline(known))
     for line in (*_classes(known), *_noticed(known), *_files(known)):
         typer.echo(clean(line))

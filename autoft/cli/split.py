@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from autoft.cli.flags import READING, SEED, SPLITTING, takes
-from autoft.cli.reading import read, settings_of
+from autoft.cli.reading import keep_dataset, read, settings_of
 from autoft.cli.text import clean, columns
 
 EPILOG = """\
@@ -36,6 +36,7 @@ def split(
     from autoft.search.images import split_images
 
     settings = settings_of(path, flags)
+    keep_dataset(path, out)
     catalog = read(path, flags).catalog
     made = split_images(settings, catalog)
     for line in columns([[clean(cell) for cell in row] for row in summary(catalog, made)]):

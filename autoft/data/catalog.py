@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -15,6 +15,7 @@ from autoft.data import duplicates, rules
 from autoft.data.pixels.decode import NOTICED_WORDS
 from autoft.data.pixels.examine import Examined
 from autoft.data.reading import PARTS, Excluded, Listing, Reading
+from autoft.data.splits.rules import needed_groups
 
 Integers = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
@@ -39,6 +40,7 @@ class Catalog:
     images of the same bytes share one. Images of one number of `groups` must not be separated;
     those that are `pinned` may only be trained on, since their label is in doubt. `noticed` says
     in words what was seen in how many files; `fingerprint` changes with any path, label or byte.
+    `near` names the first of the `near_count` pairs of look-alikes.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Catalog:
     fingerprint: str = ""
     excluded: tuple[Excluded, ...] = ()
     near: tuple[Near, ...] = ()
+    near_count: int = 0
     noticed: Mapping[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -80,11 +83,11 @@ def make_catalog(
     listing: Listing,
     examined: Examined,
     reading: Reading,
-    near: Sequence[tuple[int, int, int]] = (),
+    near: duplicates.NearDuplicates | None = None,
 ) -> Catalog:
     """Join what was named and what was seen; leave out what cannot be used, and say so.
 
-    `near` holds pairs of rows that look the same, and by how many bits they differ.
+    `near` tells which rows look the same; None: that was not asked for.
 
     Raises:
         DataError: more than `max_bad` of the files are unusable, fewer than two classes are
@@ -100,10 +103,10 @@ def make_catalog(
     conflict = _conflicts(listing, examined, usable)
     # A held-out image whose label is in doubt would measure the doubt, not the network.
     out = conflict & (listing.parts > PARTS.index("train"))
-    few = rules.small_classes(listing, examined.rows, usable & ~out, reading)
-    for flags, reason in ((out, rules.IN_CONFLICT), (few, rules.FEW_IMAGES)):
-        excluded += [Excluded(listing.paths[index], reason) for index in np.flatnonzero(flags)]
-    kept = np.flatnonzero(usable & ~out & ~few)
+    excluded += [
+        Excluded(listing.paths[index], rules.IN_CONFLICT) for index in np.flatnonzero(out)
+    ]
+    kept = np.flatnonzero(usable & ~out)
     classes, labels = _classes(listing, kept, reading)
     if not reading.keep_empty:
         excluded += [Excluded(name, EMPTY_CLASS) for name in listing.empty]
@@ -123,9 +126,50 @@ def make_catalog(
         pinned=conflict[kept],
         excluded=tuple(sorted(excluded)),
         near=reported,
-        noticed=_noticed(listing, examined, kept, leaks),
+        near_count=near.count if near else 0,
+        noticed={
+            **_noticed(listing, examined, kept, leaks),
+            **_torn(duplicates.leaked(alike, np.maximum(parts, PARTS.index("train"))), leaks),
+        },
     )
-    return replace(catalog, fingerprint=_fingerprint(catalog, examined.digests[kept]))
+    digests = examined.digests[kept]
+    if reading.min_per_class == "drop":
+        catalog, digests = _without_small_classes(catalog, digests)
+    return replace(catalog, fingerprint=_fingerprint(catalog, digests))
+
+
+def _without_small_classes(
+    catalog: Catalog, digests: npt.NDArray[np.uint8]
+) -> tuple[Catalog, npt.NDArray[np.uint8]]:
+    """Leave out classes of too few images, or groups of them, to be in every part."""
+    while True:
+        needed, there = needed_groups(catalog)
+        small = (there < needed) & (catalog.counts > 0)
+        if not small.any():
+            return catalog, digests
+        keep = ~small[catalog.labels]
+        gone = [Excluded(catalog.paths[i], rules.FEW_IMAGES) for i in np.flatnonzero(~keep)]
+        catalog, digests = _take(catalog, keep, ~small, gone), digests[keep]
+
+
+def _take(catalog: Catalog, keep: Flags, classes: Flags, gone: list[Excluded]) -> Catalog:
+    """Return the catalog of the images to keep, with the classes to keep."""
+    names = tuple(name for name, kept in zip(catalog.classes, classes, strict=True) if kept)
+    paths = tuple(path for path, kept in zip(catalog.paths, keep, strict=True) if kept)
+    labels = (np.cumsum(classes) - 1)[catalog.labels[keep]]
+    rules.check_several(catalog.root, [names[label] for label in np.unique(labels)], paths)
+    return replace(
+        catalog,
+        classes=names,
+        paths=paths,
+        labels=labels,
+        parts=catalog.parts[keep],
+        rows=catalog.rows[keep],
+        groups=duplicates.dense(catalog.groups[keep]),
+        weights=catalog.weights[keep],
+        pinned=catalog.pinned[keep],
+        excluded=tuple(sorted([*catalog.excluded, *gone])),
+    )
 
 
 def _too_small(examined: Examined, reading: Reading) -> dict[int, str]:
@@ -160,23 +204,21 @@ def _classes(
 
 
 def _look_alikes(
-    rows: Integers, paths: Sequence[str], near: Iterable[tuple[int, int, int]]
+    rows: Integers, paths: Sequence[str], near: duplicates.NearDuplicates | None
 ) -> tuple[Integers, tuple[Near, ...]]:
     """Return rows with look-alikes joined to one number, (N,), and what there is to report."""
+    if near is None:
+        return rows, ()
     used, first = np.unique(rows, return_index=True)
     path_of = {int(row): paths[index] for row, index in zip(used, first, strict=True)}
-    pairs = [(a, b, bits) for a, b, bits in near if a in path_of and b in path_of]
-    leader = {int(row): int(row) for row in used} if pairs else {}
+    pairs = [(a, b, bits) for a, b, bits in near.pairs if a in path_of and b in path_of]
+    return near.leader[rows], tuple(Near(path_of[b], path_of[a], bits) for a, b, bits in pairs)
 
-    def find(row: int) -> int:
-        while leader[row] != row:
-            leader[row] = row = leader[leader[row]]
-        return row
 
-    for a, b, _ in pairs:
-        leader[find(b)] = find(a)
-    joined = np.array([find(int(row)) for row in rows], np.int64) if pairs else rows
-    return joined, tuple(Near(path_of[b], path_of[a], bits) for a, b, bits in pairs)
+def _torn(alike: Flags, leaks: int) -> dict[str, int]:
+    """Count look-alikes in two given parts, without those that are identical."""
+    torn = int(np.count_nonzero(alike)) - leaks
+    return {rules.ALIKE: torn} if torn > 0 else {}
 
 
 def _noticed(listing: Listing, examined: Examined, kept: Integers, leaks: int) -> dict[str, int]:
@@ -187,11 +229,13 @@ def _noticed(listing: Listing, examined: Examined, kept: Integers, leaks: int) -
 
 
 def _fingerprint(catalog: Catalog, digests: npt.NDArray[np.uint8]) -> str:
-    """Return the SHA-256 of every path, label, part, weight and content, wherever they lie."""
+    """Return the SHA-256 of path, label, part, weight, group and content of all images."""
     digest = hashlib.sha256()
+    numbers: dict[int, int] = {}
     for index in sorted(range(len(catalog)), key=catalog.paths.__getitem__):
         part, weight = int(catalog.parts[index]), float(catalog.weights[index])
-        line = [catalog.paths[index], catalog.label_of(index), part, weight]
+        group = numbers.setdefault(int(catalog.groups[index]), len(numbers))
+        line = [catalog.paths[index], catalog.label_of(index), part, weight, group]
         digest.update(json.dumps(line).encode("ascii"))
         digest.update(digests[index].tobytes())
     return digest.hexdigest()

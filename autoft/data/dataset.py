@@ -37,7 +37,12 @@ def name_images(dataset: str, reading: Reading, progress: Progress) -> Listing:
     Raises:
         AutoftError: it cannot be found or used; the sentence says what to do.
     """
-    listing = list_dataset(dataset, reading, lambda done, total: progress("listing", done, total))
+
+    def tell(done: int, total: int) -> None:
+        if done:
+            progress("listing", done, total)
+
+    listing = list_dataset(dataset, reading, tell)
     return rules.settle_names(listing, reading)
 
 
@@ -52,14 +57,17 @@ def read_images(
     """
     size = image_size or default_image_size(median_short_side(listing))
     examined, store = examine(
-        listing, round(size / CROP), progress=lambda done, total: progress("decoding", done, total)
+        listing,
+        round(size / CROP),
+        progress=lambda done, total: progress("decoding", done, total),
+        waiting=lambda: progress("waiting for another command that decodes the same images", 0, 0),
     )
-    near: list[tuple[int, int, int]] = []
+    near = None
     if reading.near_dup is not None:
         hashes = duplicates.perceptual_hashes(
             store, lambda done, total: progress("hashing", done, total)
         )
-        near = duplicates.near_pairs(
+        near = duplicates.near_duplicates(
             hashes, reading.near_dup, lambda done, total: progress("comparing", done, total)
         )
     return Dataset(make_catalog(listing, examined, reading, near), store, size)

@@ -35,7 +35,7 @@ def report(catalog: Catalog) -> dict[str, Any]:
         **_counts(catalog),
         "duplicates": len(copies),
         "label_conflicts": len(doubtful),
-        "near_duplicates": len(catalog.near),
+        "near_duplicates": catalog.near_count,
         "imbalance": round(catalog.imbalance, 3),
         "classes": dict(zip(catalog.classes, catalog.counts.tolist(), strict=True)),
         "noticed": dict(catalog.noticed),
@@ -82,6 +82,9 @@ def warnings(known: Mapping[str, Any]) -> list[str]:
             f"{known['label_conflicts']:,} images have the same bytes as one with another label: "
             "they are never used to select or to test."
         )
-    if leaks := known["noticed"].get(rules.LEAKED):
-        said.append(f"{leaks:,} images are {rules.LEAKED}: scores are too good.")
+    said += [
+        f"{known['noticed'][words]:,} images are {words}: scores are too good."
+        for words in (rules.LEAKED, rules.ALIKE)
+        if words in known["noticed"]
+    ]
     return said

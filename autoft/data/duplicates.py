@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Final, Protocol
 
 import numpy as np
@@ -17,8 +18,22 @@ Flags = npt.NDArray[np.bool_]
 SIDE: Final = 32  # of the thumbnail that the perceptual hash looks at
 KEPT: Final = 8  # frequencies kept in each direction, 64 bits in all
 BATCH: Final = 256
-BLOCK: Final = 2048  # hashes compared with all others at once
+BLOCK_BYTES: Final = 32_000_000  # of hashes compared with all others at once
+LISTED: Final = 1000  # pairs of look-alikes that are named
+FLAT: Final = 0.01 * 255  # coefficients below are rounding, not what an image shows
 _LUMA: Final = np.array([0.299, 0.587, 0.114], np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class NearDuplicates:
+    """Rows that look the same: `leader` (rows,) is the first of those each is joined with.
+
+    `pairs` are (row, later row, bits that differ), the first `LISTED` of `count`.
+    """
+
+    leader: Integers
+    pairs: tuple[tuple[int, int, int], ...]
+    count: int
 
 
 class Readable(Protocol):
@@ -42,12 +57,12 @@ def join_groups(rows: Integers, parts: npt.NDArray[np.int8], given: Integers) ->
     that may be is decided by `rules.check_leak`.
     """
     # An image in no part is trained on, as far as a given part is concerned.
-    groups = _dense(rows * len(PARTS) + np.maximum(parts, PARTS.index("train")))
+    groups = dense(rows * len(PARTS) + np.maximum(parts, PARTS.index("train")))
     named = given != NO_GROUP
     if not named.any():
         return groups
     # Both kinds of tie pull an image to the smallest number it is tied to, until nothing moves.
-    ties = _dense(given[named])
+    ties = dense(given[named])
     same = groups.copy()
     while True:
         before = groups
@@ -59,7 +74,7 @@ def join_groups(rows: Integers, parts: npt.NDArray[np.int8], given: Integers) ->
         np.minimum.at(smallest, same, groups)
         groups = smallest[same]
         if np.array_equal(before, groups):
-            return _dense(groups)
+            return dense(groups)
 
 
 def first_of_row(rows: Integers) -> Integers:
@@ -90,7 +105,9 @@ def perceptual_hashes(store: Readable, progress: Progress | None = None) -> npt.
         chosen = np.arange(start, min(start + BATCH, store.rows))
         grey = _thumbnails(store.read(chosen))
         low = (transform @ grey @ transform.T).reshape(len(chosen), -1)
-        # The first coefficient is the brightness; the median is taken without it.
+        low[np.abs(low) < FLAT] = 0
+        # The first coefficient is the brightness: above the median, which is taken without it.
+        low[:, 0] = np.inf
         bits = low > np.median(low[:, 1:], axis=1, keepdims=True)
         hashes[chosen] = np.packbits(bits, axis=1).view(">u8")[:, 0]
         if progress:
@@ -98,24 +115,53 @@ def perceptual_hashes(store: Readable, progress: Progress | None = None) -> npt.
     return hashes
 
 
-def near_pairs(
+def near_duplicates(
     hashes: npt.NDArray[np.uint64], distance: int, progress: Progress | None = None
-) -> list[tuple[int, int, int]]:
-    """Return (row, later row, bits that differ) of all pairs within `distance` bits."""
-    return list(_near_pairs(hashes, distance, progress))
+) -> NearDuplicates:
+    """Return which rows are within `distance` bits of each other, directly or by others."""
+    leader = np.arange(len(hashes))
+    pairs: list[tuple[int, int, int]] = []
+    count = 0
+    for row, later, apart in _near(hashes, distance, progress):
+        _join(leader, row, later)
+        count += len(later)
+        room = LISTED - len(pairs)
+        pairs += zip([row] * room, later[:room].tolist(), apart[:room].tolist(), strict=False)
+    while not np.array_equal(leader, leader[leader]):
+        leader = leader[leader]
+    return NearDuplicates(leader, tuple(pairs), count)
 
 
-def _near_pairs(
+def _near(
     hashes: npt.NDArray[np.uint64], distance: int, progress: Progress | None
-) -> Iterator[tuple[int, int, int]]:
-    for start in range(0, len(hashes), BLOCK):
-        block = hashes[start : start + BLOCK, None]
+) -> Iterator[tuple[int, Integers, npt.NDArray[np.uint8]]]:
+    """Yield every row with near later ones, these, and by how many bits they differ."""
+    size = max(1, BLOCK_BYTES // (8 * max(1, len(hashes))))
+    for start in range(0, len(hashes), size):
+        block = hashes[start : start + size, None]
         apart = np.bitwise_count(block ^ hashes[None, start:])
-        for left, right in np.argwhere(apart <= distance):
-            if right > left:
-                yield int(start + left), int(start + right), int(apart[left, right])
+        close = apart <= distance
+        for place in np.flatnonzero(np.count_nonzero(close, axis=1) > 1).tolist():
+            later = place + 1 + np.flatnonzero(close[place, place + 1 :])
+            if len(later):
+                yield start + place, start + later, apart[place, later]
         if progress:
-            progress(min(start + BLOCK, len(hashes)), len(hashes))
+            progress(min(start + size, len(hashes)), len(hashes))
+
+
+def _join(leader: Integers, row: int, later: Integers) -> None:
+    """Make one set of the sets of `row` and of `later`; `leader` points to earlier rows."""
+
+    def find(member: int) -> int:
+        while leader[member] != member:
+            leader[member] = leader[leader[member]]
+            member = int(leader[member])
+        return member
+
+    tops = {find(member) for member in np.unique(leader[later]).tolist()} | {find(row)}
+    top = min(tops)
+    # Straight to the top: next time these have one leader, however many they are.
+    leader[list(tops)] = leader[later] = leader[row] = top
 
 
 def _differ(rows: Integers, values: Integers) -> Flags:
@@ -128,7 +174,7 @@ def _differ(rows: Integers, values: Integers) -> Flags:
     return np.asarray(low[rows] != high[rows])
 
 
-def _dense(numbers: Integers) -> Integers:
+def dense(numbers: Integers) -> Integers:
     """Number the values 0.. in order of first appearance."""
     _, first, inverse = np.unique(numbers, return_index=True, return_inverse=True)
     rank = np.empty(len(first), np.int64)

@@ -22,6 +22,7 @@ SHOWN: Final = 5  # files named in a message
 TOO_SMALL: Final = "too small"
 FEW_IMAGES: Final = "in a class with too few images"
 IN_CONFLICT: Final = "labelled otherwise elsewhere"
+ALIKE: Final = "in two parts looking alike"
 LEAKED: Final = "in two parts with the same bytes"
 
 
@@ -95,24 +96,6 @@ def check_leak(
         f"{', ...' if len(leaks) > 2 * SHOWN else ''}); expected each image in one part, or the "
         "test score is too good: remove them from one, or go on with --allow-leak."
     )
-
-
-def small_classes(
-    listing: Listing, rows: npt.NDArray[np.int64], usable: Flags, reading: Reading
-) -> Flags:
-    """Return which images `min_per_class="drop"` leaves out: their class cannot be in every part.
-
-    Identical images count as one. Without it nothing is left out here, and the split refuses.
-    """
-    if reading.min_per_class != "drop":
-        return np.zeros(len(listing), bool)
-    given = set(np.unique(listing.parts[usable]).tolist())
-    needed = 1 + (PARTS.index("val") not in given) + (PARTS.index("test") not in given)
-    trainable = usable & (listing.parts <= PARTS.index("train"))
-    classes = len(listing.label_names)
-    different = np.unique(rows[trainable] * classes + listing.labels[trainable])
-    counts = np.bincount(different % classes, minlength=classes)
-    return np.asarray(usable & (counts < needed)[listing.labels])
 
 
 def _folded(name: str) -> str:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from autoft.data import doctor
 from autoft.data.catalog import Catalog
@@ -14,11 +17,12 @@ from autoft.data.pixels.ondemand import DecodedOnTheFly
 from autoft.data.pixels.store import Store
 from autoft.data.reading import Listing
 from autoft.data.splits.file import read_split, write_split
-from autoft.data.splits.split import Split, make_split
+from autoft.data.splits.split import TEST, Split, make_split
 from autoft.errors import DataError
+from autoft.network.sources import Source
 from autoft.search.folder import RunFolder
 from autoft.search.settings import Settings
-from autoft.training.job import Images
+from autoft.training.job import Images, Setup
 
 CATALOG, SPLIT = "catalog.json", "split.csv"
 
@@ -70,9 +74,11 @@ def decode(
         DataError: the images cannot be used, or they changed since the run began.
     """
     dataset = read_images(listing, settings.reading(), settings.image_size, _progress(emit))
-    split = split_images(settings, dataset.catalog)
+    split = _kept_split(settings, folder, dataset.catalog)
     usable()
-    split = _kept(folder, settings, dataset.catalog, split)
+    folder.write_json(CATALOG, doctor.report(dataset.catalog))
+    if not (folder.path / SPLIT).exists():
+        write_split(folder.path / SPLIT, dataset.catalog, split)
     data = Data(dataset.catalog, split, dataset.store, dataset.image_size)
     _tell(data, emit)
     return data
@@ -106,31 +112,36 @@ def split_images(settings: Settings, catalog: Catalog) -> Split:
             seed=settings.seed,
             folds=settings.folds,
             allow_leak=leaky,
+            left_out={entry.path for entry in catalog.excluded},
         )
     return make_split(catalog, settings.seed, folds=settings.folds, allow_leak=leaky)
 
 
-def chosen_metric(settings: Settings, catalog: Catalog) -> str:
-    """Return the metric asked for; by default accuracy, balanced where classes are imbalanced."""
+def chosen_metric(settings: Settings, data: Data) -> str:
+    """Return the metric asked for; by default accuracy, balanced where classes are imbalanced.
+
+    The locked part has no say, and neither have classes without an image elsewhere.
+    """
     if settings.metric != "auto":
         return settings.metric
-    return "balanced_accuracy" if catalog.imbalance >= doctor.IMBALANCED else "accuracy"
+    counts = np.bincount(data.catalog.labels[data.split.fold != TEST])
+    counts = counts[counts > 0]
+    balanced = counts.max() >= doctor.IMBALANCED * counts.min()
+    return "balanced_accuracy" if balanced else "accuracy"
 
 
-def _kept(folder: RunFolder, settings: Settings, catalog: Catalog, split: Split) -> Split:
-    """Return the split that the run has; a new run gets `split`, and its catalog is written."""
+def _kept_split(settings: Settings, folder: RunFolder, catalog: Catalog) -> Split:
+    """Return the split that the run has, or that of a new run."""
     known = folder.read_json(CATALOG)
     if known is not None and known["fingerprint"] != catalog.fingerprint:
         raise DataError(
             f"{settings.dataset} changed since {folder.path} was begun. Start a new run with "
             f"another --out, or restore the images."
         )
-    folder.write_json(CATALOG, doctor.report(catalog))
     path = folder.path / SPLIT
     if path.exists():
         return read_split(path, catalog, allow_leak=settings.allow_leak)
-    write_split(path, catalog, split)
-    return split
+    return split_images(settings, catalog)
 
 
 def _tell(data: Data, emit: Emit) -> None:
@@ -160,3 +171,21 @@ def _progress(emit: Emit) -> Callable[[str, int, int], None]:
         emit("progress", text=text, done=done, total=total)
 
     return tell
+
+
+def setup_of(
+    settings: Settings, folder: Path, data: Data, sources: Mapping[str, Source], device: str
+) -> Setup:
+    """Return what workers are told of the data and of the backbones to look at."""
+    return Setup(
+        folder=folder.resolve(),
+        store=data.store,
+        classes=data.catalog.classes,
+        train=data.part(data.split.train()),
+        validation=data.part(data.split.validation()),
+        sources=sources,
+        image_size=data.image_size,
+        metric=chosen_metric(settings, data),
+        device=device,
+        threads=len(os.sched_getaffinity(0)),
+    )

@@ -10,10 +10,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from autoft import errors, plugins
+from autoft import plugins
 from autoft.data.inputs.hub import out_of_reach
 from autoft.data.splits.split import TEST
-from autoft.errors import MachineError, UsageError
+from autoft.errors import AutoftError, DataError, MachineError, UsageError
 from autoft.network.sources import Source, in_folder, resolve, suggest
 from autoft.search.engines import tasks
 from autoft.search.engines.tasks import Described, Names
@@ -77,7 +77,8 @@ def rank(
     After `seconds`, those that were not yet measured are left out, if one can be used.
 
     Raises:
-        MachineError, UsageError: a backbone that was asked for by name cannot be had.
+        AutoftError: a backbone that was asked for by name cannot be had.
+        DataError: the images cannot be read, whatever the backbone.
     """
     emit("phase", name="rank", text=f"ranking {len(setup.sources)} backbones")
     measured: list[Ranked] = []
@@ -89,8 +90,7 @@ def rank(
         measured.append(_rank_one(label, setup, call, emit))
     failed = [each for each in measured if each.error]
     if failed and settings.backbones:
-        kinds = {cls.exit_code: cls for cls in (UsageError, errors.DataError, MachineError)}
-        raise kinds.get(failed[0].exit_code, MachineError)(failed[0].error)
+        raise error_of(failed[0].exit_code, failed[0].error)
     usable = sorted((each for each in measured if not each.error), key=_merit)
     if not usable:
         emit(
@@ -102,11 +102,17 @@ def rank(
         setup = replace(setup, sources={FROM_SCRATCH: source})
         usable = [_rank_one(FROM_SCRATCH, setup, call, emit)]
     if usable[0].error:
-        raise MachineError(usable[0].error)
+        raise error_of(usable[0].exit_code, usable[0].error)
     folder = RunFolder(setup.folder)
     folder.write_json("sources.json", {k: v.to_json() for k, v in setup.sources.items()})
     near = [each for each in usable if each.probe >= usable[0].probe - BEHIND]
     return replace(setup, sources={e.label: setup.sources[e.label] for e in usable}), near
+
+
+def error_of(exit_code: int, text: str) -> AutoftError:
+    """Return the error that a worker returned as plain data."""
+    kinds = {kind.exit_code: kind for kind in (UsageError, DataError, MachineError)}
+    return kinds.get(exit_code, MachineError)(text)
 
 
 def known_sources(folder: RunFolder) -> dict[str, Source]:
@@ -134,7 +140,11 @@ def _merit(ranked: Ranked) -> tuple[float, float]:
 def measure_regime(
     settings: Settings, setup: Setup, data: Data, ranked: Sequence[Ranked], call: Call, emit: Emit
 ) -> Profile:
-    """Say which regime the data is in, by the backbone that knows most of it."""
+    """Say which regime the data is in, by the backbone that knows most of it.
+
+    Raises:
+        DataError: the images cannot be read, whatever the backbone.
+    """
     usable = [each for each in ranked if each.pretrained]
     pixels, found = None, []
     if usable:

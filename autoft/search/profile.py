@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 import time
 from collections.abc import Mapping
@@ -11,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from autoft.data.splits.split import TEST
-from autoft.errors import AutoftError, DataError, MachineError, UsageError
-from autoft.network.sources import Source
+from autoft.errors import UsageError
 from autoft.search import images, prepare
 from autoft.search.engines import tasks
 from autoft.search.engines.tasks import Begun
@@ -89,7 +87,7 @@ def _profile(session: Session, worker: Worker, limit: int) -> Profiled:
         session.emit("note", text=f"Left out: {reason}")
     device = begun.devices[0]
     sources = asked or local or prepare.tier_sources(begun.described, device, settings.time)
-    setup = _setup(session, data, sources, device)
+    setup = images.setup_of(settings, session.folder.path, data, sources, device)
     sample = sample_of(data, limit)
     labels = data.catalog.labels[data.split.fold != TEST]
     if not len(sample):
@@ -115,7 +113,7 @@ def _measure(
             worker, tasks.measure_backbone, setup, label, sample, repeats
         )
         if each.error and session.settings.backbones:
-            raise _kind(each.exit_code)(each.error)
+            raise prepare.error_of(each.exit_code, each.error)
         if each.error:
             session.emit("note", text=f"Left out: {each.error}")
         found.append(each)
@@ -126,26 +124,6 @@ def _measure(
             "measured. Give --weights DIR, or run once with network.",
         )
     return pixels, found
-
-
-def _kind(exit_code: int) -> type[AutoftError]:
-    kinds = {kind.exit_code: kind for kind in (UsageError, DataError, MachineError)}
-    return kinds.get(exit_code, MachineError)
-
-
-def _setup(session: Session, data: Data, sources: Mapping[str, Source], device: str) -> Setup:
-    return Setup(
-        folder=session.folder.path,
-        store=data.store,
-        classes=data.catalog.classes,
-        train=data.part(data.split.train()),
-        validation=data.part(data.split.validation()),
-        sources=sources,
-        image_size=data.image_size,
-        metric=images.chosen_metric(session.settings, data.catalog),
-        device=device,
-        threads=len(os.sched_getaffinity(0)),
-    )
 
 
 def _result(

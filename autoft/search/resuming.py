@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from autoft.data.reading import SCHEMES
 from autoft.errors import UsageError
 from autoft.search.folder import FORMAT, RESULT, RunFolder
 from autoft.search.settings import Settings
@@ -19,8 +20,7 @@ def choose_folder(settings: Settings) -> Path:
     """
     if settings.out:
         return Path(settings.out)
-    name = settings.dataset.rpartition(":")[2].rstrip("/") or "data"
-    stem = Path("runs") / (Path(name).resolve().name or "data")
+    stem = Path("runs") / _name_of(settings.dataset)
     number = 1
     while True:
         path = stem if number == 1 else stem.with_name(f"{stem.name}-{number}")
@@ -31,6 +31,17 @@ def choose_folder(settings: Settings) -> Path:
         if known == settings.meaning() and not (path / RESULT).exists():
             return path
         number += 1
+
+
+def _name_of(dataset: str) -> str:
+    """Return a name for the run: the folder's, the file's without its suffixes, or the set's."""
+    for scheme in SCHEMES:
+        if dataset.startswith(scheme):
+            return (
+                dataset.removeprefix(scheme).split("@")[0].split(":")[0].split("/")[-1] or "data"
+            )
+    path = Path(dataset).resolve()
+    return (path.name.split(".")[0] if path.is_file() else path.name) or "data"
 
 
 def check_resumable(settings: Settings, folder: RunFolder) -> float:

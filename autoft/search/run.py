@@ -5,9 +5,8 @@ Read `run_search` first. Nothing heavy is imported in this process: workers do w
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ import numpy as np
 from autoft import plugins
 from autoft.data import doctor
 from autoft.errors import MachineError, UsageError
-from autoft.network.sources import Source
 from autoft.search import images, prepare
 from autoft.search.budget import Budget
 from autoft.search.configs import Space
@@ -93,7 +91,7 @@ def _search(session: Session, first: Worker) -> None:
     data = images.decode(
         settings, session.folder, listing, session.emit, lambda: _write_run(session)
     )
-    setup = _setup(session, data, sources, device)
+    setup = images.setup_of(settings, session.folder.path, data, sources, device)
 
     def call(task: Any, *arguments: Any) -> Any:
         return session.call(first, task, *arguments)
@@ -115,21 +113,6 @@ def _write_run(session: Session) -> None:
         meaning = {"format": FORMAT, "created": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
         folder.write_json("run.json", meaning | {"settings": settings.meaning()})
     folder.write_settings(settings.resolved().model_copy(update={"out": str(folder.path)}))
-
-
-def _setup(session: Session, data: Data, sources: Mapping[str, Source], device: str) -> Setup:
-    return Setup(
-        folder=session.folder.path.resolve(),
-        store=data.store,
-        classes=data.catalog.classes,
-        train=data.part(data.split.train()),
-        validation=data.part(data.split.validation()),
-        sources=sources,
-        image_size=data.image_size,
-        metric=images.chosen_metric(session.settings, data.catalog),
-        device=device,
-        threads=len(os.sched_getaffinity(0)),
-    )
 
 
 def _space(
@@ -232,12 +215,18 @@ def dry_run(settings: Settings) -> list[str]:
             plugins.find(kind, name)
     local, _ = prepare.local_sources(settings)
     chosen = prepare.asked_sources(settings, local) or local
-    data = images.read_data(settings, lambda *_, **__: None)
+    notes: list[str] = []
+
+    def emit(kind: str, **data: Any) -> None:
+        if kind == "note":
+            notes.append(f"Note: {data['text']}")
+
+    data = images.read_data(settings, emit)
     known, size, store = doctor.report(data.catalog), data.image_size, data.store
     return [
         f"{doctor.headline(known)}; {len(data.catalog.excluded)} excluded; {size} pixels a side, "
         f"{store.rows * store.resize**2 * 3 / 1e6:.0f} MB decoded.",
-        *doctor.warnings(known),
+        *notes,
         f"{len(data.split.train())} to train, {len(data.split.validation())} to validate, "
         f"{len(data.split.test)} to test; {data.split.folds} fold(s).",
         f"Backbones: {', '.join(chosen) or 'those of the size that fits device and time'}.",
@@ -285,7 +274,8 @@ def export_trial(
             data.split.hash,
             Estimate(**result["test"]) if wins and result and result["test"] else None,
         )
-        setup = _setup(session, data, prepare.known_sources(held), "cpu")
+        sources = prepare.known_sources(held)
+        setup = images.setup_of(settings, held.path, data, sources, "cpu")
         finished: Finished = session.call(worker, tasks.finish, setup, job)
         if finished.notes:
             raise MachineError(" ".join(finished.notes))

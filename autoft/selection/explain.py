@@ -27,6 +27,12 @@ def counted(profile: Profile) -> str:
 def measured(profile: Profile) -> list[str]:
     """Say what was measured, and what the numbers mean."""
     speaking = profile.speaking
+    if speaking is None and not profile.controls:
+        return [
+            f"{profile.images:,} images in {profile.classes:,} classes beside the test part are "
+            "too few to measure: at least two classes need two images each, of different groups "
+            "and with labels not in doubt. The regime is told by size alone; add images."
+        ]
     if speaking is None:
         return [
             "No backbone could be measured, so that nothing is known of similarity; the regime is "

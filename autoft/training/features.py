@@ -6,9 +6,11 @@ features, in this run and in later ones, whatever part of the data asks for them
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
+import re
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,20 +20,38 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from autoft.data.cache.entries import NoRoom, make_room
 from autoft.data.cache.files import cache_root, write_bytes_atomic
 from autoft.data.views import evaluation_batches
+from autoft.errors import DataError
+from autoft.network.build import build
 from autoft.training.evaluate import EVALUATION_BATCH
 from autoft.training.job import Images, Precision, Rows, Setup
+from autoft.training.measures import UnfitWeights
 from autoft.training.precision import autocast, place
-from autoft.values import Preprocess
+from autoft.values import Backbone, Preprocess
 
 Features = NDArray[np.float32]
 Progress = Callable[[int, int], None]
-VERSION = 3
+VERSION = 4
 CHUNK = 64 * EVALUATION_BATCH  # images to a file: what a crash can cost
 
 
-def pooled_features(
+def built(setup: Setup, label: str, *, pretrained: bool = True) -> Backbone:
+    """Build a backbone of `setup`, the same every time also where its weights are random.
+
+    Raises:
+        PluginError: it cannot be built.
+        UnfitWeights: its file of weights does not fit.
+    """
+    torch.manual_seed(0)
+    try:
+        return build(setup.sources[label], pretrained=pretrained, image_size=setup.image_size)
+    except DataError as error:
+        raise UnfitWeights(str(error)) from error
+
+
+def pooled_features(  # noqa: PLR0913 - two are of use to some callers only
     module: nn.Module,
     setup: Setup,
     part: Images,
@@ -39,9 +59,13 @@ def pooled_features(
     precision: Precision,
     *,
     flip: bool = False,
+    network: str = "",
     progress: Progress | None = None,
 ) -> Features:
-    """Return features (N, num_features) of `part` in eval mode, from the cache where they are."""
+    """Return features (N, num_features) of `part` in eval mode, from the cache where they are.
+
+    `network` is the fingerprint of `module`, where it is known.
+    """
     device = torch.device(setup.device)
 
     def compute(rows: Rows) -> Iterator[Features]:
@@ -51,7 +75,8 @@ def pooled_features(
                 yield as_array(module(place(images, precision, device)))
 
     view = ("final", pre, precision.bf16, flip)
-    return remembered(cache_key(module, setup, view), part.rows, compute, progress)
+    key = cache_key(network or fingerprint(module, setup), setup, view)
+    return remembered(key, part.rows, compute, progress)
 
 
 def as_array(features: Tensor) -> Features:
@@ -60,10 +85,51 @@ def as_array(features: Tensor) -> Features:
     return array
 
 
-def cache_key(module: nn.Module, setup: Setup, view: object) -> str:
-    """Return what tells these weights, images and view from all others, in hex digits."""
+def cache_key(network: str, setup: Setup, view: object) -> str:
+    """Return what tells this network (its fingerprint), images and view from all others."""
     kind = torch.device(setup.device).type
-    return digest(weights_hash(module), setup.store.key, kind, VERSION, view)
+    return digest(network, setup.store.key, kind, VERSION, view)
+
+
+def fingerprint(module: nn.Module, setup: Setup) -> str:
+    """Return what tells a network from all others; it is on the device of `setup` afterwards.
+
+    Weights do not tell what is done with them, and the names of parts not all of it: what the
+    network makes of fixed noise counts, too.
+    """
+    device, size = torch.device(setup.device), setup.image_size
+    noise = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    modes = [(each, each.training) for each in module.modules()]
+    module.to(device).eval()
+    try:
+        # inference_mode could leave tensors in the network that cannot be trained with.
+        with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            output = as_array(module(noise.to(device)))
+    finally:
+        for each, mode in modes:
+            each.training = mode
+    parts = re.sub(r" at 0x[0-9a-f]+", "", repr(module))  # addresses differ in each process
+    return digest(weights_hash(module), parts, output.shape, _coarse(output))
+
+
+def _coarse(output: Features) -> NDArray[np.float64]:
+    """Return a few sums over features (N, F), (N, 4), to 3 digits of the largest.
+
+    The last digits depend on the number of threads and the memory layout. Of few numbers,
+    hardly ever one is rounded to the other side for that.
+    """
+    flat = output.reshape(len(output), -1)
+    signs = np.random.default_rng(0).choice([-1.0, 1.0], (flat.shape[1], 4))
+    sums: NDArray[np.float64] = flat @ signs
+    scale = float(np.abs(sums).max())
+    if not np.isfinite(scale) or scale == 0:
+        return sums
+    return np.round(sums, 2 - int(np.floor(np.log10(scale)))) + 0.0  # no -0.0
+
+
+def stages_of(backbone: Backbone) -> tuple[tuple[str, ...], ...]:
+    """Return the stages as plain values, whatever sequences the plugin made of them."""
+    return tuple(map(tuple, backbone.stages))
 
 
 def weights_hash(module: nn.Module) -> str:
@@ -164,4 +230,7 @@ def _folder() -> Path:
 def _write(path: Path, rows: Rows, features: Features) -> None:
     buffer = io.BytesIO()
     np.savez(buffer, rows=rows, features=features)
-    write_bytes_atomic(path, buffer.getvalue())
+    # Where there is no room they are computed again; a run does not fail for it.
+    with contextlib.suppress(NoRoom):
+        make_room(buffer.getbuffer().nbytes)
+        write_bytes_atomic(path, buffer.getvalue())

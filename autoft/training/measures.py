@@ -9,6 +9,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from autoft.errors import AutoftError, DataError, PluginError
 from autoft.training.job import Labels, Rows
 
 REPEATS: Final = 3
@@ -100,6 +101,25 @@ class Measured:
         """Rebuild from what `to_json` returned."""
         probes = {name: OutOfFold.from_json(probe) for name, probe in data["probes"].items()}
         return cls(**{**data, "probes": probes, "untapped": tuple(data["untapped"])})
+
+
+class UnfitWeights(DataError):
+    """The data that cannot be used are the weights of one backbone, not the images."""
+
+
+def failure(label: str, error: Exception) -> tuple[str, int]:
+    """Return in words, and as an exit code, why a backbone cannot be measured.
+
+    Raises:
+        DataError: `error` itself, where the images are at fault and not the backbone.
+    """
+    if isinstance(error, DataError) and not isinstance(error, UnfitWeights):
+        raise error
+    if isinstance(error, AutoftError):
+        return str(error), error.exit_code
+    reason = (str(error).strip() or repr(error)).splitlines()[0]
+    text = f"The backbone '{label}' cannot run here: {type(error).__name__}: {reason[:300]}"
+    return text, PluginError.exit_code
 
 
 def draw(

@@ -20,21 +20,23 @@ from torch import Tensor
 from torch.nn import functional
 
 from autoft.data.views import evaluation_batches
-from autoft.errors import AutoftError, PluginError
-from autoft.network.build import build
+from autoft.errors import PluginError
 from autoft.training.classify import Fit, cross_validate, logistic, majority, nearest
 from autoft.training.evaluate import EVALUATION_BATCH
 from autoft.training.features import (
     Features,
     as_array,
+    built,
     cache_key,
+    fingerprint,
     remembered,
+    stages_of,
     weights_hash,
 )
 from autoft.training.job import Precision, Rows, Setup
-from autoft.training.measures import Measured, OutOfFold, Sample
+from autoft.training.measures import Measured, OutOfFold, Sample, failure
 from autoft.training.precision import memory_format, place
-from autoft.training.remember import key_of, recall, remember
+from autoft.training.remember import identity, key_of, recall, remember
 from autoft.training.taps import calibrate, tapped
 from autoft.values import Backbone, Preprocess
 
@@ -42,7 +44,7 @@ PLAIN = Precision(bf16=False, channels_last=True)  # the same numbers whatever e
 CALIBRATION = 256  # images for the norms of a random network
 PIXELS, CELLS, ANGLES = 16, 4, 8  # thumbnails; cells a side and directions of the gradients
 
-KIND, VERSION = "profile", 1
+KIND, VERSION = "profile", 2
 
 Progress = Callable[[str, int, int], None]
 Told = Callable[[int, int], None]
@@ -51,15 +53,16 @@ Told = Callable[[int, int], None]
 def measure_backbone(
     setup: Setup, label: str, sample: Sample, repeats: int, progress: Progress
 ) -> Measured:
-    """Measure one backbone; one that cannot be built or run is returned with its reason."""
+    """Measure one backbone; one that cannot be built or run is returned with its reason.
+
+    Raises:
+        DataError: the images cannot be read.
+    """
     try:
         return _measure(setup, label, sample, repeats, progress)
-    except AutoftError as error:
-        return Measured(label, error=str(error), exit_code=error.exit_code)
     except Exception as error:  # noqa: BLE001 - a network may fail in any way on these images
-        reason = (str(error).strip() or repr(error)).splitlines()[0]
-        text = f"The backbone '{label}' cannot run here: {type(error).__name__}: {reason[:300]}"
-        return Measured(label, error=text, exit_code=PluginError.exit_code)
+        text, exit_code = failure(label, error)
+        return Measured(label, error=text, exit_code=exit_code)
 
 
 def _measure(
@@ -67,24 +70,22 @@ def _measure(
 ) -> Measured:
     began = time.monotonic()
     source = setup.sources[label]
-    torch.manual_seed(0)
-    trained = build(source, image_size=setup.image_size)
-    hashed = weights_hash(trained.module)
-    pre = setup.preprocess(trained)
-    asked = (VERSION, hashed, source.plugin, dict(source.options), source.pretrained, pre, repeats)
+    trained = built(setup, label)
+    network = fingerprint(trained.module, setup)
+    asked = (VERSION, identity(network, source, trained), setup.preprocess(trained), repeats)
     key = key_of(setup, asked, *_columns(sample))
     if (known := recall(KIND, key)) is not None:
         return replace(Measured.from_json(known), label=label)
-    torch.manual_seed(0)
-    blank = build(source, pretrained=False, image_size=setup.image_size)
-    final, stages, untapped = _staged(setup, trained, sample, partial(progress, label))
+    told = partial(progress, label)
+    final, stages, untapped = _staged(setup, trained, network, sample, told)
     probes = {
         "knn": _score(setup, nearest, final, sample, repeats),
         "final": _score(setup, logistic, final, sample, repeats),
         "stages": _score(setup, logistic, stages, sample, repeats),
     }
     # A plugin that has no random weights to give returns the trained ones: no control.
-    if weights_hash(blank.module) != hashed:
+    blank = built(setup, label, pretrained=False)
+    if weights_hash(blank.module) != weights_hash(trained.module):
         told = partial(progress, f"{label} with random weights")
         probes |= _random(setup, blank, sample, repeats, told)
     seconds = time.monotonic() - began
@@ -103,7 +104,8 @@ def _random(
     module = blank.module.to(device).to(memory_format=memory_format(PLAIN))
     calibrate(module, (place(images, PLAIN, device) for images in batches))
     try:
-        stages = _staged(setup, blank, sample, told)[1]
+        network = fingerprint(module, setup)
+        stages = _staged(setup, blank, network, sample, told)[1]
     except PluginError:
         return {}
     return {"random": _score(setup, logistic, stages, sample, repeats)}
@@ -154,7 +156,7 @@ def look(images: Tensor) -> Tensor:
 
 
 def _staged(
-    setup: Setup, backbone: Backbone, sample: Sample, told: Told
+    setup: Setup, backbone: Backbone, network: str, sample: Sample, told: Told
 ) -> tuple[Features, Features, tuple[int, ...]]:
     """Return final features (N, F), those of all stages (N, M), and stages that cannot be seen.
 
@@ -177,7 +179,7 @@ def _staged(
                     final = module(place(images, PLAIN, device))
                     yield as_array(torch.cat([*(taps.pooled[s] for s in seen), final], dim=1))
 
-        key = cache_key(module, setup, ("stages", pre))
+        key = cache_key(network, setup, ("stages", pre, stages_of(backbone)))
         together = remembered(key, sample.rows, compute, told)
     if not np.isfinite(together).all():
         raise PluginError(

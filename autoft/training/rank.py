@@ -21,21 +21,22 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # h
 from torch import nn
 
 from autoft.data.views import evaluation_batches
-from autoft.errors import AutoftError, PluginError
-from autoft.network.build import build
 from autoft.training import metrics
 from autoft.training.classify import logistic, nearest
-from autoft.training.features import Features, pooled_features, weights_hash
+from autoft.training.features import Features, built, fingerprint, pooled_features
 from autoft.training.job import Images, Precision, Ranked, Setup
+from autoft.training.measures import failure
 from autoft.training.precision import autocast, choose, fp32_per_second, memory_format, place
-from autoft.training.remember import key_of, recall, remember
+from autoft.training.remember import identity, key_of, recall, remember
 from autoft.values import Preprocess
 
 MAX_IMAGES = 5000
 TIMED_BATCH = 16
 TIMED_STEPS = 4
 FLIP_MAY_COST = 0.03
-KIND, MIRROR, VERSION = "rank", "mirror", 1
+KIND, MIRROR, VERSION = "rank", "mirror", 2
+# Seconds. Speeds that were measured in a busy moment must not plan all searches to come.
+KNOWN_FOR = 24 * 3600.0
 
 Progress = Callable[[str, int, int], None]
 Division = tuple[NDArray[Any], NDArray[Any]]
@@ -43,33 +44,35 @@ Predicted = tuple[NDArray[Any], NDArray[Any], NDArray[Any]]
 
 
 def rank_backbone(setup: Setup, label: str, progress: Progress) -> Ranked:
-    """Measure one backbone; one that cannot be built or run is returned with its reason."""
+    """Measure one backbone; one that cannot be built or run is returned with its reason.
+
+    Raises:
+        DataError: the images cannot be read.
+    """
     try:
         return _measure(setup, label, progress)
-    except AutoftError as error:
-        return Ranked(label, error=str(error), exit_code=error.exit_code)
     except Exception as error:  # noqa: BLE001 - a network may fail in any way on these images
-        reason = (str(error).strip() or repr(error)).splitlines()[0]
-        text = f"The backbone '{label}' cannot run here: {type(error).__name__}: {reason[:300]}"
-        return Ranked(label, error=text, exit_code=PluginError.exit_code)
+        text, exit_code = failure(label, error)
+        return Ranked(label, error=text, exit_code=exit_code)
 
 
 def _measure(setup: Setup, label: str, progress: Progress) -> Ranked:
     began = time.monotonic()
     source = setup.sources[label]
-    torch.manual_seed(0)
-    backbone = build(source, image_size=setup.image_size)
+    backbone = built(setup, label)
     device, module = torch.device(setup.device), backbone.module
     pre = setup.preprocess(backbone)
-    key = _key(setup, module, pre, source.pretrained)
-    if (known := recall(KIND, key)) is not None:
+    network = fingerprint(module, setup)
+    key = _key(setup, identity(network, source, backbone), pre)
+    if (known := recall(KIND, key, KNOWN_FOR)) is not None:
         now = {"label": label, "seconds": time.monotonic() - began}
         return Ranked(**{**known, **now, "precision": Precision(**known["precision"])})
     cpu_per_second = fp32_per_second(module, setup.image_size)
     precision, per_second = choose(module.to(device), setup.image_size, device)
     images, divisions = pool(setup)
+    told = partial(progress, f"{label}: images")
     features = pooled_features(
-        module, setup, images, pre, precision, progress=partial(progress, f"{label}: images")
+        module, setup, images, pre, precision, network=network, progress=told
     )
     labels, probed, near = _predict(features, images, divisions)
     ranked = Ranked(
@@ -131,17 +134,19 @@ def mirroring_keeps_labels(setup: Setup, ranked: Ranked) -> bool:
 
     A mirrored flower is a flower; a mirrored digit often is none.
     """
-    torch.manual_seed(0)
-    backbone = build(setup.sources[ranked.label], image_size=setup.image_size)
+    backbone = built(setup, ranked.label)
     module, pre = backbone.module, setup.preprocess(backbone)
-    key = _key(setup, module, pre, ranked.precision)
+    network = fingerprint(module, setup)
+    who = identity(network, setup.sources[ranked.label], backbone)
+    key = _key(setup, who, pre, ranked.precision)
     if (known := recall(MIRROR, key)) is not None:
         return bool(known["keeps"])
     module.to(setup.device).to(memory_format=memory_format(ranked.precision))
     train, held_out = subsample(setup.train), subsample(setup.validation)
 
     def features(part: Images, *, flip: bool = False) -> Features:
-        return pooled_features(module, setup, part, pre, ranked.precision, flip=flip)
+        how = ranked.precision
+        return pooled_features(module, setup, part, pre, how, flip=flip, network=network)
 
     both = np.concatenate([features(held_out), features(held_out, flip=True)])
     with threadpool_limits(1):
@@ -159,10 +164,10 @@ def subsample(part: Images, limit: int = MAX_IMAGES) -> Images:
     return part.take(np.sort(np.random.default_rng(0).permutation(len(part))[:limit]))
 
 
-def _key(setup: Setup, module: nn.Module, *more: object) -> str:
+def _key(setup: Setup, *more: object) -> str:
     parts = (setup.train, setup.validation)
     columns = [getattr(part, column.name) for part in parts for column in fields(Images)]
-    return key_of(setup, VERSION, weights_hash(module), setup.metric, *columns, *more)
+    return key_of(setup, VERSION, setup.metric, *columns, *more)
 
 
 def _trained_per_second(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import platform
+import time
 from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
@@ -13,8 +15,10 @@ from typing import Any
 import torch
 
 from autoft.data.cache.files import cache_root, write_json_atomic
-from autoft.training.features import digest
+from autoft.network.sources import Source
+from autoft.training.features import digest, stages_of
 from autoft.training.job import Setup
+from autoft.values import Backbone
 
 LIBRARIES = ("autoft", "torch", "timm", "numpy", "scikit-learn")
 
@@ -31,16 +35,33 @@ def key_of(setup: Setup, *parts: object) -> str:
     return digest(place, library, setup.store.key, setup.store.resize, setup.image_size, *parts)
 
 
-def recall(kind: str, key: str) -> dict[str, Any] | None:
-    """Return what was kept under `key`; None if nothing was, or it is damaged."""
+def identity(network: str, source: Source, backbone: Backbone) -> tuple[object, ...]:
+    """Return what `key_of` needs to tell a backbone from all others.
+
+    `network` is the fingerprint of its module. What is only told of it counts as well: it is in
+    what is remembered.
+    """
+    asked = source.plugin, sorted(source.options.items()), source.pretrained
+    told = backbone.source, backbone.license, backbone.mean, backbone.std
+    return network, asked, told, stages_of(backbone)
+
+
+def recall(kind: str, key: str, seconds: float = math.inf) -> dict[str, Any] | None:
+    """Return what was kept under `key`; None if nothing was, or it is damaged.
+
+    What is older than `seconds` is not known any more, however lately it was read.
+    """
     path = cache_root() / "features" / f"{kind}-{key}.json"
     try:
         known: Any = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+        found, age = known["found"], time.time() - float(known["stored"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    if not 0 <= age <= seconds:  # a time to come: the clock was wrong
         return None
     with contextlib.suppress(OSError):
         os.utime(path)  # the cache drops first what was not used for longest
-    return known if isinstance(known, dict) else None
+    return found if isinstance(found, dict) else None
 
 
 def remember(kind: str, key: str, found: Mapping[str, Any]) -> None:
@@ -49,4 +70,6 @@ def remember(kind: str, key: str, found: Mapping[str, Any]) -> None:
     Raises:
         MachineError: the cache cannot be written.
     """
-    write_json_atomic(cache_root() / "features" / f"{kind}-{key}.json", found, indent=None)
+    # The age of the file itself is that of its last use.
+    kept = {"stored": time.time(), "found": found}
+    write_json_atomic(cache_root() / "features" / f"{kind}-{key}.json", kept, indent=None)

@@ -1,5 +1,7 @@
 """What the cache holds, who uses it, and what has to go when it grows too large.
 
+Only what lies below the four kinds is autoft's; whatever else is in the folder is left alone.
+
 <root>/<kind>/<entry>              a folder or a file; kinds: pixels, scans, features, datasets
 <root>/<kind>/.<entry>.used        its time is the entry's last use, its lock says by whom
 <root>/<kind>/.building-<id>       an entry in the making, held by its maker
@@ -9,13 +11,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
 import os
 import re
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -28,6 +31,7 @@ KINDS: Final = ("pixels", "datasets", "features", "scans")
 LIMIT: Final = "AUTOFT_CACHE_LIMIT"
 SHARE: Final = 0.2  # of the partition, at most MOST bytes, unless LIMIT says otherwise
 MOST: Final = 100_000_000_000
+_TAKEN: Final = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
 _BUILDING, _TRASH = ".building-", ".trash-"
 _UNITS: Final = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _BINARY: Final = {"ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
@@ -91,8 +95,11 @@ def building(kind: str) -> Iterator[Path]:
         release(folder)
 
 
-def publish(folder: Path, entry: Path) -> None:
+def publish(folder: Path, entry: Path, is_whole: Callable[[], bool]) -> None:
     """Move a folder whose files are whole and on the disk to its name, and hold it there.
+
+    An entry that is there already, by another process, has the same content by its name: it is
+    kept if `is_whole` says so, and replaced if not.
 
     Raises:
         MachineError: the cache cannot be written.
@@ -100,11 +107,12 @@ def publish(folder: Path, entry: Path) -> None:
     hold(entry)
     with machine_errors(entry):
         sync_folder(folder)
-        old = _rename_away(entry)  # found damaged, or the same from another process
-        folder.rename(entry)
+        while not _take_name(folder, entry):
+            if is_whole():
+                return
+            if old := _rename_away(entry):
+                _delete(old)
         sync_folder(entry.parent)
-    if old:
-        _delete(old)
 
 
 def entries() -> list[Entry]:
@@ -113,12 +121,12 @@ def entries() -> list[Entry]:
     Raises:
         MachineError: the cache cannot be read.
     """
-    return [
-        Entry(kind.name, path.name, _size(path), *use_of(path))
-        for kind in _kinds()
-        for path in sorted(kind.iterdir())
-        if not path.name.startswith(".")
-    ]
+    with machine_errors(cache_root()):
+        return [
+            Entry(path.parent.name, path.name, _size(path), *use_of(path))
+            for path in _found()
+            if not path.name.startswith(".")
+        ]
 
 
 def make_room(needed: int) -> None:
@@ -133,8 +141,9 @@ def make_room(needed: int) -> None:
     """
     _sweep()
     kept = entries()
-    making = sum(_size(path) for kind in _kinds() for path in kind.glob(f"{_BUILDING}*"))
     root = cache_root()
+    with machine_errors(root):
+        making = sum(_size(path) for path in _found() if path.name.startswith(_BUILDING))
     free, limit = shutil.disk_usage(existing(root)).free, cache_limit()
     total = making + sum(entry.bytes for entry in kept)
     missing = max(total + needed - limit, needed - free)
@@ -162,11 +171,10 @@ def clear(kind: str | None = None, older_than: float | None = None) -> Cleared:
         MachineError: the cache cannot be written.
         UsageError: there is no such kind.
     """
-    known = sorted({*KINDS, *(folder.name for folder in _kinds())})
-    if kind is not None and kind not in known:
+    if kind is not None and kind not in KINDS:
         raise UsageError(
-            f"The cache has no kind {kind!r}; expected one of {', '.join(known)}."
-            f"{did_you_mean(kind, known)}"
+            f"The cache has no kind {kind!r}; expected one of {', '.join(sorted(KINDS))}."
+            f"{did_you_mean(kind, KINDS)}"
         )
     _sweep()
     latest = math.inf if older_than is None else time.time() - older_than
@@ -190,12 +198,14 @@ def _parse_size(text: str) -> int:
     return int(float(match[1]) * factor)
 
 
-def _kinds() -> list[Path]:
-    root = cache_root()
-    with machine_errors(root):
-        if not root.exists():
-            return []
-        return sorted(path for path in root.iterdir() if path.is_dir() and path.name[0] != ".")
+def _found() -> list[Path]:
+    """Return everything below the kinds, by kind and name; nothing beside them is looked at."""
+    found = list[Path]()
+    for kind in sorted(KINDS):
+        folder = cache_root() / kind
+        with machine_errors(folder), contextlib.suppress(FileNotFoundError):
+            found += sorted(folder.iterdir())
+    return found
 
 
 def _size(path: Path) -> int:
@@ -223,6 +233,17 @@ def _remove(entry: Path) -> bool:
     return free
 
 
+def _take_name(folder: Path, entry: Path) -> bool:
+    """Give `folder` the name `entry`, or tell that there is one of that name."""
+    try:
+        folder.rename(entry)
+    except OSError as error:
+        if error.errno not in _TAKEN:
+            raise
+        return False
+    return True
+
+
 def _rename_away(entry: Path) -> Path | None:
     """Take an entry from its name at once; deleting it may take a while."""
     trash = entry.with_name(f"{_TRASH}{uuid.uuid4().hex}")
@@ -241,16 +262,20 @@ def _delete(path: Path) -> None:
 
 def _sweep() -> None:
     """Delete what processes that were killed have left behind."""
-    for kind in _kinds():
-        for path in kind.glob(".*"):
+    with machine_errors(cache_root()):
+        for path in _found():
             if path.name.startswith(_TRASH):
                 _delete(path)
             elif path.name.startswith(_BUILDING):
                 _remove(path)
-            elif path.suffix == ".used" and not (entry := _entry_of(path)).exists():
+            elif _is_marker(path) and not (entry := _entry_of(path)).exists():
                 _remove(entry)
             elif re.fullmatch(r"\.[0-9a-f]{32}\.tmp", path.name) and _is_stale(path):
                 _delete(path)
+
+
+def _is_marker(path: Path) -> bool:
+    return path.name.startswith(".") and path.suffix == ".used"
 
 
 def _entry_of(marker: Path) -> Path:

@@ -21,9 +21,10 @@ DISK_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 
 
 def cache_root() -> Path:
-    """Return the cache folder: the variable AUTOFT_CACHE, else the user's cache folder."""
-    chosen = os.environ.get("AUTOFT_CACHE") or platformdirs.user_cache_dir("autoft")
-    return Path(chosen).expanduser().absolute()  # workers may run in another folder
+    """Return the cache folder: `autoft` in the folder AUTOFT_CACHE, else in the user's cache."""
+    chosen = os.environ.get("AUTOFT_CACHE") or platformdirs.user_cache_dir()
+    # A folder of our own: what is in it may be deleted. Workers may run elsewhere: absolute.
+    return Path(chosen).expanduser().absolute() / "autoft"
 
 
 def write_bytes_atomic(path: Path, data: bytes) -> None:
@@ -114,9 +115,7 @@ def partition(place: Path) -> Path:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the rename durable; Windows cannot open folders and does not need it."""
-    if os.name == "nt":
-        return
+    """Make a rename in `folder` durable."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -32,7 +32,7 @@ from autoft.data.reading import PART_WORDS, Listing, Reading
 from autoft.errors import DataError, UsageError, did_you_mean
 
 UNLABELLED_METADATA: Final = "metadata files without labels"
-UNLISTED: Final = "images not in the metadata"
+UNLISTED: Final = "images in no row of the table"
 _METADATA: Final = tuple(f"metadata{suffix}" for suffix in sorted(MANIFEST_SUFFIXES))
 _PREFIXES: Final = (SAMPLE_PREFIX, HUB_PREFIX, TORCHVISION_PREFIX)
 _KINDS: Final = (
@@ -143,7 +143,8 @@ def _list_unpacked(folder: Path, reading: Reading, progress: Progress | None) ->
         if suffix_of(entry.name) in MANIFEST_SUFFIXES and entry.name not in _METADATA
     ]
     if len(found) == 1 and _has_labels(found[0]):
-        return read_manifest(found[0], reading, progress)
+        listing = read_manifest(found[0], reading, progress)
+        return _named(listing, listing.name, _unlisted(walk(folder, reading), listing))
     return _list_folder(folder, reading, progress)
 
 

@@ -103,7 +103,7 @@ def _write(entry: Path, fill: Fill, expected: int) -> None:
         write_json_atomic(folder / _DONE, dict(fill(folder / _FILES)))
         if hasattr(os, "sync"):  # or a power cut could keep the name and lose the bytes
             os.sync()
-        publish(folder, entry)
+        publish(folder, entry, (entry / _DONE).is_file)
 
 
 @contextmanager

@@ -23,6 +23,7 @@ SUFFIXES: Final[Mapping[str, tuple[str, ...]]] = {
     "TIFF": (".tif", ".tiff"),
     "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
 }
+STRIP: Final = 2**20  # pixels converted at once: large images would be in memory several times
 _DEEP_MODES: Final = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 _MODES: Final = (
     *("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"),
@@ -165,7 +166,22 @@ def _shallow(image: Image.Image, raw: str) -> Image.Image:
         table = 255 - table
     if (transparent := image.info.get("transparency")) is not None:
         table[transparent] = 255
-    return Image.fromarray(table[np.asarray(image)]).convert("RGB")
+    return _by_strips(
+        image, lambda strip: Image.fromarray(table[np.asarray(strip)]).convert("RGB")
+    )
+
+
+def _by_strips(image: Image.Image, paint: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """Return RGB of what `paint` makes of `image`, from top to bottom; it knows single pixels."""
+    width, height = image.size
+    rows = max(1, STRIP // width)
+    if rows >= height:
+        return paint(image)
+    whole = Image.new("RGB", image.size)
+    for top in range(0, height, rows):
+        strip = image.crop((0, top, width, min(top + rows, height)))
+        whole.paste(paint(strip), (0, top))
+    return whole
 
 
 def _on_white(image: Image.Image, deep: bool) -> tuple[Image.Image, Noticed]:
@@ -174,9 +190,16 @@ def _on_white(image: Image.Image, deep: bool) -> tuple[Image.Image, Noticed]:
     if deep and isinstance(colour, tuple):
         # The one transparent colour is given in 16 bits, and Pillow has kept 8 of each pixel.
         image.info["transparency"] = tuple(value >> 8 for value in colour)
-    layer = image if image.mode == "RGBA" else image.convert("RGBA")
-    if layer.getchannel("A").getextrema()[0] == 255:
-        return layer.convert("RGB"), Noticed(0)
-    white = Image.new("RGBA", layer.size, "white")
-    white.alpha_composite(layer)
-    return white.convert("RGB"), Noticed.ALPHA
+    noticed = Noticed(0)
+
+    def paint(strip: Image.Image) -> Image.Image:
+        nonlocal noticed
+        layer = strip if strip.mode == "RGBA" else strip.convert("RGBA")
+        if layer.getchannel("A").getextrema()[0] == 255:
+            return layer.convert("RGB")
+        noticed = Noticed.ALPHA
+        white = Image.new("RGBA", layer.size, "white")
+        white.alpha_composite(layer)
+        return white.convert("RGB")
+
+    return _by_strips(image, paint), noticed

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -75,6 +76,8 @@ INTERPOLATIONS: Final = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
+LARGE: Final = 10_000_000  # pixels above which images are decoded one at a time
+_large = threading.Semaphore()
 _SWAPPED: Final = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
 _TOO_LARGE: Final = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
@@ -135,7 +138,7 @@ def decode(source: Path | BinaryIO) -> Image.Image:
     Raises:
         BadImage: the file is no image, damaged, too large, or has float or 32-bit pixels.
     """
-    with _opened(source) as image:
+    with _opened(source) as image, _in_turn(image):
         return convert(image)[0]
 
 
@@ -147,7 +150,7 @@ def look(source: BinaryIO, suffix: str) -> Looked:
     Raises:
         BadImage: as `decode`.
     """
-    with _opened(source) as image:
+    with _opened(source) as image, _in_turn(image):
         noticed = several(image)
         if suffix and suffix.lower() not in SUFFIXES[image.format or ""]:
             noticed |= Noticed.WRONG_SUFFIX
@@ -248,6 +251,11 @@ def in_threads(
                 progress(done, len(items))
     finally:  # also when the consumer stops early
         pool.shutdown(cancel_futures=True)
+
+
+def _in_turn(image: Image.Image) -> contextlib.AbstractContextManager[object]:
+    """Let the threads of a process decode one large image at a time, for the memory it takes."""
+    return _large if image.width * image.height > LARGE else contextlib.nullcontext()
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ import hashlib
 import io
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from autoft.data.cache.entries import NoRoom, building, make_room
+from autoft.data.cache.holding import hold, release
 from autoft.data.pixels import scans
 from autoft.data.pixels.decode import (
     BadImage,
@@ -92,12 +93,14 @@ def examine(
     interpolation: str = "bilinear",
     progress: Progress | None = None,
     workers: int | None = None,
+    waiting: Callable[[], None] | None = None,
 ) -> tuple[Examined, Store]:
     """Look at every file of a listing, and return what was seen and the decoded images.
 
     What a command before has seen of the same files, in the same state, is not looked at again.
     Where the cache has no room for the images they are decoded on the fly. `progress` is called
-    with (files done, distinct files); `workers` are threads, by default one a core.
+    with (files done, distinct files); `workers` are threads, by default one a core. `waiting` is
+    called once if another process looks at the same files for more than a moment.
 
     Raises:
         MachineError: the cache cannot be written.
@@ -107,7 +110,7 @@ def examine(
     square = _Square(resize, interpolation)
     files = scans.distinct_files(listing.stats)
     path = scans.scan_path(listing)
-    with scans.locked(path):
+    with scans.locked(path, waiting), _held(path):
         scan = _known_scan(path, listing, files)
         store = None if scan is None else _known_store(listing, files, scan, square)
         if scan is None or store is None:
@@ -119,6 +122,8 @@ def examine(
                 scan = _collect(seen, len(files.first), writer)
                 store = _new_store(listing, files, scan, square, writer, why)
             scans.save(path, scan)
+        else:
+            _shrink()  # now that what was found is held
     return _expand(scan, files), store
 
 
@@ -136,6 +141,22 @@ def median_short_side(listing: Listing, sample: int = SAMPLE) -> int:
     with _quiet():
         sides = [side for side in in_threads(measure, chosen.tolist()) if side]
     return int(np.median(sides)) if sides else 0
+
+
+@contextlib.contextmanager
+def _held(path: Path) -> Iterator[None]:
+    """Keep a scan from eviction for as long as it is being used."""
+    hold(path)
+    try:
+        yield
+    finally:
+        release(path)
+
+
+def _shrink() -> None:
+    """Bring a cache that has grown beyond its limit back to it, as far as nobody uses it."""
+    with contextlib.suppress(NoRoom):
+        make_room(0)
 
 
 @contextlib.contextmanager

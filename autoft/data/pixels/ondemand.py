@@ -88,7 +88,7 @@ def on_the_fly(
             np.save(folder / _ENDS, np.cumsum([len(name) for name in names], dtype=np.int64))
             np.save(folder / _DIGESTS, digests)
             write_json_atomic(folder / _ABOUT, {"root": root, "interpolation": interpolation})
-            publish(folder, entry)
+            publish(folder, entry, (entry / _ABOUT).is_file)
     return store
 
 
@@ -125,7 +125,7 @@ class _Files:
             what = "has changed" if path.exists() else "is gone"
             raise DataError(
                 f"data_changed: {str(path)!r} {what} since the data were read; restore it, or "
-                "repeat the command to read the data anew."
+                "start a new run with another --out."
             )
         image = decode(io.BytesIO(data))  # it could be decoded when the data were read
         return to_square(image, self._resize, self._interpolation)

@@ -8,20 +8,22 @@ import io
 import json
 import os
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-from filelock import FileLock
+import PIL
+from filelock import FileLock, Timeout
 
 from autoft.data.cache.files import cache_root, machine_errors, write_bytes_atomic
 from autoft.data.pixels.convert import DAMAGED
 from autoft.data.reading import Listing
 
 SCAN_VERSION: Final = 1
+PATIENCE: Final = 2.0  # seconds of waiting for another process before it is said
 _CHUNK: Final = 10_000  # paths hashed at once
 _COLUMNS: Final = ("digests", "sizes", "noticed", "rows")
 
@@ -75,7 +77,7 @@ def distinct_files(stats: npt.NDArray[np.int64]) -> Files:
 
 def scan_path(listing: Listing) -> Path:
     """Return where the scan of exactly these files, in this state, is kept."""
-    digest = hashlib.sha256(f"{SCAN_VERSION}\0".encode())
+    digest = hashlib.sha256(f"{SCAN_VERSION}\0{PIL.__version__}\0".encode())
     digest.update(listing.root.encode("utf-8", "surrogatepass"))
     for start in range(0, len(listing), _CHUNK):
         paths = "\0".join(listing.paths[start : start + _CHUNK])
@@ -85,8 +87,10 @@ def scan_path(listing: Listing) -> Path:
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path, waiting: Callable[[], None] | None = None) -> Iterator[None]:
     """Keep other processes from making the same scan; the second finds what the first made.
+
+    `waiting` is called once where that takes longer than `PATIENCE`.
 
     Raises:
         MachineError: the cache cannot be written.
@@ -94,11 +98,20 @@ def locked(path: Path) -> Iterator[None]:
     lock = FileLock(path.with_name(f".{path.name}.lock"))
     with machine_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
+        _acquire(lock, waiting)
     try:
         yield
     finally:
         lock.release()
+
+
+def _acquire(lock: FileLock, waiting: Callable[[], None] | None) -> None:
+    try:
+        lock.acquire(timeout=PATIENCE)
+    except Timeout:
+        if waiting:
+            waiting()
+        lock.acquire()
 
 
 def save(path: Path, scan: Scan) -> None:

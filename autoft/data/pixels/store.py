@@ -18,6 +18,7 @@ from typing import Any, Final, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
+import PIL
 import xxhash
 
 from autoft.data.cache.entries import publish
@@ -201,8 +202,9 @@ class StoreWriter:
             return None
         about = {"version": STORE_VERSION, "key": key, "rows": self.rows, "resize": self._resize}
         write_json_atomic(self._folder / _STORE, about)
-        publish(self._folder, _entry(key))
-        return PixelStore(str(_entry(key) / _ROWS), self.rows, self._resize, key)
+        store = PixelStore(str(_entry(key) / _ROWS), self.rows, self._resize, key)
+        publish(self._folder, _entry(key), lambda: _is_whole(store, _entry(key)))
+        return store
 
     @contextlib.contextmanager
     def _until_full(self) -> Iterator[None]:
@@ -226,8 +228,12 @@ def checksum(pixels: Pixels) -> int:
 
 
 def store_key(digests: Digests, resize: int, interpolation: str) -> str:
-    """Return the key of the images with `digests` (rows, 32), the SHA-256 of their files."""
-    name = hashlib.sha256(json.dumps([STORE_VERSION, resize, interpolation]).encode("ascii"))
+    """Return the key of the images with `digests` (rows, 32), the SHA-256 of their files.
+
+    Another version of Pillow may decode the same files to other pixels: it has other keys.
+    """
+    made = [STORE_VERSION, PIL.__version__, resize, interpolation]
+    name = hashlib.sha256(json.dumps(made).encode("ascii"))
     name.update(np.ascontiguousarray(digests).data)
     return name.hexdigest()[:32]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -126,22 +126,27 @@ def read_split(
     seed: int = 0,
     folds: int | None = None,
     allow_leak: bool = False,
+    left_out: Collection[str] = (),
 ) -> Split:
     """Return the split in the file at `path`, which needs no columns but `path` and `part`.
 
     Labels and groups are the catalog's, whatever the file says. A file without folds gives parts
     as a dataset may: what it leaves out, validation or test, is made from `seed` and `folds`.
-    `allow_leak`: groups may be in several parts.
+    `allow_leak`: groups may be in several parts. `left_out` are paths that the file may name
+    although they are no images of the catalog.
 
     Raises:
         DataError: the file cannot be read or does not fit the catalog; with the lines.
     """
-    rows = _read(path, catalog)
+    rows = _read(path, catalog, left_out)
     if not allow_leak:
         _check_groups(path, catalog, rows)
     if rows.codes.max(initial=0) > 0:
         _check_folds(path, catalog, rows.codes)
-        return located(catalog, rows.codes, int(rows.codes.max()) + 1)
+        there = int(rows.codes.max()) + 1
+        asked = folds is not None and folds != there
+        notes = (f"The split has {there} folds: {folds} folds were asked for in vain.",)
+        return located(catalog, rows.codes, there, notes if asked else ())
     parted = _Parted(
         name=catalog.name,
         root=str(path),
@@ -155,7 +160,7 @@ def read_split(
     return make_split(parted, seed, folds=folds, allow_leak=True)
 
 
-def _read(path: Path, catalog: Splittable) -> _Rows:
+def _read(path: Path, catalog: Splittable, left_out: Collection[str]) -> _Rows:
     place = {name: index for index, name in enumerate(catalog.paths)}
     number = len(catalog.paths)
     rows = _Rows(np.zeros(number, np.int8), np.zeros(number, np.int8), np.zeros(number, np.int64))
@@ -163,6 +168,8 @@ def _read(path: Path, catalog: Splittable) -> _Rows:
     known: dict[tuple[str, str], tuple[int, int] | str] = {}
     for line, name, *words in _lines(path):
         index = place.get(name, -1)
+        if index < 0 and name in left_out:
+            continue
         if index < 0:
             problems.add(line, f"{name!r} is no image of the dataset")
             continue
