@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from autoft import plugins
 from autoft.errors import DataError
 from autoft.export.artifact import load_weights
 from autoft.network.build import build
 from autoft.network.sources import in_folder
+from autoft.search.engines import tasks
 from autoft.search.finish import load_trial
-from autoft.search.images import read_data
+from autoft.search.images import read_data, setup_of
 from autoft.search.settings import Settings
 from autoft.training import checkpoint
 from autoft.training.evaluate import evaluate
@@ -46,22 +50,16 @@ def read(folder):
     return read_data(Settings(dataset=str(folder), image_size=64), lambda *_, **__: None)
 
 
+def setup_from(data, weights, folder) -> Setup:
+    torch.set_num_threads(1)
+    settings = Settings(dataset="x", image_size=64, metric="accuracy")
+    setup = setup_of(settings, folder, data, in_folder(weights)[0], "cpu")
+    return replace(setup, threads=1)
+
+
 @pytest.fixture
 def setup(photos, tiny_weights, tmp_path) -> Setup:
-    torch.set_num_threads(1)
-    data = read(photos)
-    return Setup(
-        folder=tmp_path,
-        store=data.store,
-        classes=data.catalog.classes,
-        train=data.part(data.split.train()),
-        validation=data.part(data.split.validation()),
-        sources=in_folder(tiny_weights)[0],
-        image_size=64,
-        metric="accuracy",
-        device="cpu",
-        threads=1,
-    )
+    return setup_from(read(photos), tiny_weights, tmp_path)
 
 
 def job(number=0, strategy="full", head="linear", epochs=3, train=None, seconds=300.0) -> TrialJob:
@@ -75,6 +73,25 @@ def job(number=0, strategy="full", head="linear", epochs=3, train=None, seconds=
 
 def go_on(report) -> bool:
     return True
+
+
+def test_i14_images_that_change_fail_the_trial_and_the_next_one_runs(
+    photos, tiny_weights, tmp_path, monkeypatch
+) -> None:
+    images = Path(shutil.copytree(photos, tmp_path / "images"))
+    monkeypatch.setenv("AUTOFT_CACHE_LIMIT", "100KB")
+    data = read(images)
+    setup = setup_from(data, tiny_weights, tmp_path)
+    path = images / data.catalog.paths[data.split.train()[0]]
+    before = path.read_bytes()
+    Image.new("RGB", (56, 48), "white").save(path)
+    link = tasks.Link(lambda *_: None, go_on)
+    failed = tasks.train(link, setup, job(epochs=1))
+    assert failed.status == "failed"
+    assert "data_changed" in failed.error
+    assert path.name in failed.error
+    path.write_bytes(before)
+    assert tasks.train(link, setup, job(1, epochs=1)).status == "done"
 
 
 @pytest.mark.parametrize("strategy", ["head_only", "full"])

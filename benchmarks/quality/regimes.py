@@ -77,14 +77,15 @@ def main() -> None:
     parser.add_argument("datasets", nargs="+", metavar="PATH=TIME")
     parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--backbones", type=lambda text: text.split(","), help="only these")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     table = ["| " + " | ".join(HEADS) + " |", "|" + "---|" * len(HEADS)]
     for argument in given.datasets:
         path, _, time = argument.rpartition("=")
         profile = profiled(Path(path), given.weights, given.out)
-        for backbone in profile["backbones"]:
-            found = searched(Path(path), given.weights, given.out, backbone["backbone"], time)
+        for name in given.backbones or [each["backbone"] for each in profile["backbones"]]:
+            found = searched(Path(path), given.weights, given.out, name, time)
             table.append(row(Path(path).name, profile, found))
     sys.stdout.write("\n".join(table) + "\n")
 
