@@ -93,20 +93,7 @@ def make_catalog(
         DataError: more than `max_bad` of the files are unusable, fewer than two classes are
             left, or the same image is in two given parts.
     """
-    reasons = {**dict(examined.reasons), **_too_small(examined, reading)}
-    excluded = [Excluded(listing.paths[index], why) for index, why in reasons.items()]
-    excluded += listing.excluded
-    rules.check_bad(listing, excluded, reading)
-    usable = np.ones(len(listing), bool)
-    usable[list(reasons)] = False
-    leaks = rules.check_leak(listing, examined.rows, usable, reading)
-    conflict = _conflicts(listing, examined, usable)
-    # A held-out image whose label is in doubt would measure the doubt, not the network.
-    out = conflict & (listing.parts > PARTS.index("train"))
-    excluded += [
-        Excluded(listing.paths[index], rules.IN_CONFLICT) for index in np.flatnonzero(out)
-    ]
-    kept = np.flatnonzero(usable & ~out)
+    kept, conflict, excluded = _usable(listing, examined, reading)
     classes, labels = _classes(listing, kept, reading)
     if not reading.keep_empty:
         excluded += [Excluded(name, EMPTY_CLASS) for name in listing.empty]
@@ -127,15 +114,39 @@ def make_catalog(
         excluded=tuple(sorted(excluded)),
         near=reported,
         near_count=near.count if near else 0,
-        noticed={
-            **_noticed(listing, examined, kept, leaks),
-            **_torn(duplicates.leaked(alike, np.maximum(parts, PARTS.index("train"))), leaks),
-        },
+        noticed=_noticed(listing, examined.noticed[kept], _torn(rows, alike, parts)),
     )
     digests = examined.digests[kept]
     if reading.min_per_class == "drop":
         catalog, digests = _without_small_classes(catalog, digests)
     return replace(catalog, fingerprint=_fingerprint(catalog, digests))
+
+
+def _usable(
+    listing: Listing, examined: Examined, reading: Reading
+) -> tuple[Integers, Flags, list[Excluded]]:
+    """Return which images are kept, whose label is in doubt (N,), and what is left out.
+
+    Raises:
+        DataError: too much is unusable, or the same image is in two given parts.
+    """
+    reasons = {**dict(examined.reasons), **_too_small(examined, reading)}
+    excluded = [_left_out(listing, index, why) for index, why in reasons.items()]
+    excluded += listing.excluded
+    rules.check_bad(listing, excluded, reading)
+    usable = np.ones(len(listing), bool)
+    usable[list(reasons)] = False
+    rules.check_leak(listing, examined.rows, usable, reading)
+    conflict = _conflicts(listing, examined, usable)
+    # A held-out image whose label is in doubt would measure the doubt, not the network.
+    out = conflict & (listing.parts > PARTS.index("train"))
+    excluded += [_left_out(listing, i, rules.IN_CONFLICT) for i in np.flatnonzero(out).tolist()]
+    return np.flatnonzero(usable & ~out), conflict, excluded
+
+
+def _left_out(listing: Listing, index: int, why: str) -> Excluded:
+    line = "" if listing.lines is None else f" (line {listing.lines[index]})"
+    return Excluded(listing.paths[index], f"{why}{line}")
 
 
 def _without_small_classes(
@@ -215,16 +226,19 @@ def _look_alikes(
     return near.leader[rows], tuple(Near(path_of[b], path_of[a], bits) for a, b, bits in pairs)
 
 
-def _torn(alike: Flags, leaks: int) -> dict[str, int]:
-    """Count look-alikes in two given parts, without those that are identical."""
-    torn = int(np.count_nonzero(alike)) - leaks
-    return {rules.ALIKE: torn} if torn > 0 else {}
+def _torn(rows: Integers, alike: Integers, parts: npt.NDArray[np.int8]) -> dict[str, int]:
+    """Count images that are in two given parts with the same bytes, or looking alike."""
+    given = np.maximum(parts, PARTS.index("train"))
+    same = duplicates.leaked(rows, given)
+    similar = duplicates.leaked(alike, given) & ~same
+    return {rules.LEAKED: int(same.sum()), rules.ALIKE: int(similar.sum())}
 
 
-def _noticed(listing: Listing, examined: Examined, kept: Integers, leaks: int) -> dict[str, int]:
-    seen = examined.noticed[kept]
+def _noticed(
+    listing: Listing, seen: npt.NDArray[np.uint16], torn: Mapping[str, int]
+) -> dict[str, int]:
     noticed = {words: int(np.count_nonzero(seen & kind)) for kind, words in NOTICED_WORDS.items()}
-    noticed = {**listing.counts, **noticed, rules.LEAKED: leaks}
+    noticed = {**listing.counts, **noticed, **torn}
     return {words: count for words, count in noticed.items() if count}
 
 

@@ -77,18 +77,18 @@ def check_bad(listing: Listing, excluded: Sequence[Excluded], reading: Reading) 
 
 def check_leak(
     listing: Listing, rows: npt.NDArray[np.int64], usable: Flags, reading: Reading
-) -> int:
-    """Return how many images have their bytes in another given part, where that is allowed.
+) -> None:
+    """Refuse the same bytes in two given parts: the number at the end would be a lie.
 
     Raises:
-        DataError: it is not, since the number at the end would be a lie.
+        DataError: naming some, unless `allow_leak` was asked for.
     """
     kept = np.flatnonzero(usable)
     # An image in no part is trained on, as far as a given part is concerned.
     parts = np.maximum(listing.parts[kept], PARTS.index("train"))
     leaks = kept[duplicates.leaked(rows[kept], parts)]
     if not len(leaks) or reading.allow_leak:
-        return len(leaks)
+        return
     order = leaks[np.argsort(rows[leaks], kind="stable")]
     shown = ", ".join(repr(listing.paths[index]) for index in order[: 2 * SHOWN])
     raise DataError(

@@ -59,18 +59,6 @@ class Found:
         return self.litter + self.others.total()
 
 
-def list_folder(root: Path, reading: Reading, progress: Progress | None = None) -> Listing:
-    """List `root`/<class>/** or `root`/{train,val,test}/<class>/**, sorted by path.
-
-    `progress` is called with (images seen, 0).
-
-    Raises:
-        DataError: there is no image in a class folder, the layout is ambiguous, a folder cannot
-            be read, or a link leaves the root.
-    """
-    return place(walk(root, reading, progress))
-
-
 def walk(root: Path, reading: Reading, progress: Progress | None = None) -> Found:
     """List what is below `root`; each folder is entered once, whatever links lead to it.
 
