@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -114,7 +115,11 @@ def test_the_test_part_is_whole_and_was_never_trained_on(finished) -> None:
     rows = list(csv.DictReader((finished / "split.csv").open()))
     parts = {name: {r["path"] for r in rows if r["part"] == name} for name in
              {row["part"] for row in rows}}  # fmt: skip
-    assert set(map(len, parts.values())) == {24, 72}
+    assert len(parts["test"]) == 24
+    folds = Counter(row["fold"] for row in rows if row["part"] != "test")
+    assert sorted(folds) == ["0", "1", "2", "3", "4"]
+    assert all(19 <= count <= 20 for count in folds.values())
+    assert len(parts["validation"]) == folds["0"]
     assert sum(map(len, parts.values())) == len(set().union(*parts.values())) == 120
     tested = {row["path"] for row in csv.DictReader((finished / "predictions/test.csv").open())}
     assert tested == parts["test"]
