@@ -12,7 +12,7 @@ import numpy as np
 
 from autoft.data import doctor
 from autoft.data.catalog import Catalog
-from autoft.data.dataset import name_images, read_images
+from autoft.data.dataset import Dataset, name_images, read_images
 from autoft.data.pixels.ondemand import DecodedOnTheFly
 from autoft.data.pixels.store import Store
 from autoft.data.reading import Listing
@@ -79,9 +79,7 @@ def decode(
     folder.write_json(CATALOG, doctor.report(dataset.catalog))
     if not (folder.path / SPLIT).exists():
         write_split(folder.path / SPLIT, dataset.catalog, split)
-    data = Data(dataset.catalog, split, dataset.store, dataset.image_size)
-    _tell(data, emit)
-    return data
+    return _told(dataset, split, emit)
 
 
 def read_data(settings: Settings, emit: Emit) -> Data:
@@ -92,10 +90,7 @@ def read_data(settings: Settings, emit: Emit) -> Data:
     """
     listing = list_images(settings, emit)
     dataset = read_images(listing, settings.reading(), settings.image_size, _progress(emit))
-    split = split_images(settings, dataset.catalog)
-    data = Data(dataset.catalog, split, dataset.store, dataset.image_size)
-    _tell(data, emit)
-    return data
+    return _told(dataset, split_images(settings, dataset.catalog), emit)
 
 
 def split_images(settings: Settings, catalog: Catalog) -> Split:
@@ -144,9 +139,10 @@ def _kept_split(settings: Settings, folder: RunFolder, catalog: Catalog) -> Spli
     return split_images(settings, catalog)
 
 
-def _tell(data: Data, emit: Emit) -> None:
+def _told(dataset: Dataset, split: Split, emit: Emit) -> Data:
+    """Join images and split, and say what there is."""
+    data = Data(dataset.catalog, split, dataset.store, dataset.image_size)
     known = doctor.report(data.catalog)
-    split = data.split
     why = (data.store.why,) if isinstance(data.store, DecodedOnTheFly) else ()
     for text in (*doctor.warnings(known), *split.notes, *why):
         emit("note", text=text)
@@ -164,6 +160,7 @@ def _tell(data: Data, emit: Emit) -> None:
         test=len(split.test),
         folds=split.folds,
     )
+    return data
 
 
 def _progress(emit: Emit) -> Callable[[str, int, int], None]:
