@@ -76,10 +76,11 @@ def decode(
     dataset = read_images(listing, settings.reading(), settings.image_size, _progress(emit))
     split = _kept_split(settings, folder, dataset.catalog)
     usable()
-    folder.write_json(CATALOG, doctor.report(dataset.catalog))
+    known = doctor.report(dataset.catalog)
+    folder.write_json(CATALOG, known)
     if not (folder.path / SPLIT).exists():
         write_split(folder.path / SPLIT, dataset.catalog, split)
-    return _told(dataset, split, emit)
+    return _told(dataset, split, known, emit)
 
 
 def read_data(settings: Settings, emit: Emit) -> Data:
@@ -90,7 +91,8 @@ def read_data(settings: Settings, emit: Emit) -> Data:
     """
     listing = list_images(settings, emit)
     dataset = read_images(listing, settings.reading(), settings.image_size, _progress(emit))
-    return _told(dataset, split_images(settings, dataset.catalog), emit)
+    split = split_images(settings, dataset.catalog)
+    return _told(dataset, split, doctor.report(dataset.catalog), emit)
 
 
 def split_images(settings: Settings, catalog: Catalog) -> Split:
@@ -139,10 +141,9 @@ def _kept_split(settings: Settings, folder: RunFolder, catalog: Catalog) -> Spli
     return split_images(settings, catalog)
 
 
-def _told(dataset: Dataset, split: Split, emit: Emit) -> Data:
-    """Join images and split, and say what there is."""
+def _told(dataset: Dataset, split: Split, known: Mapping[str, Any], emit: Emit) -> Data:
+    """Join images and split, and say what there is; `known` is the report of the catalog."""
     data = Data(dataset.catalog, split, dataset.store, dataset.image_size)
-    known = doctor.report(data.catalog)
     why = (data.store.why,) if isinstance(data.store, DecodedOnTheFly) else ()
     for text in (*doctor.warnings(known), *split.notes, *why):
         emit("note", text=text)

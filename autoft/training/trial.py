@@ -24,7 +24,7 @@ from autoft.network.strategy import BoundStrategy, bind
 from autoft.space import check_choices, read_signature
 from autoft.training import checkpoint, probe, recipe
 from autoft.training.evaluate import Scored, evaluate, score_logits
-from autoft.training.features import pooled_features
+from autoft.training.features import fingerprint, pooled_features
 from autoft.training.job import Images, Outcome, Report, Reporter, Setup, TrialJob
 from autoft.training.losses import weighted_cross_entropy
 from autoft.training.optim import make_optimizer, set_learning_rates
@@ -130,7 +130,9 @@ def build_head(part: Part, num_features: int, num_classes: int) -> nn.Module:
 def _probe(trial: Trial) -> Status:
     """Train the head on features of the frozen backbone, scoring after every round."""
     trial.network.set_rates(trial.strategy.rates(0.0), norm_statistics=False)
-    held_out = torch.from_numpy(_features(trial, trial.setup.validation)).to(trial.device)
+    network = fingerprint(trial.network.backbone, trial.setup)
+    held_out = torch.from_numpy(_features(trial, trial.setup.validation, network))
+    held_out = held_out.to(trial.device)
     labels = trial.setup.validation.labels
     goes_on = True
 
@@ -144,18 +146,19 @@ def _probe(trial: Trial) -> Status:
         goes_on = _after_epoch(trial, index, scored, train_loss)
         return goes_on
 
-    _fit_head(trial, trial.recipe, rounds=trial.job.epochs, after_round=after_round)
+    _fit_head(trial, trial.recipe, network, rounds=trial.job.epochs, after_round=after_round)
     return "done" if goes_on else "stopped"
 
 
 def _fit_head(
     trial: Trial,
     how: recipe.Recipe,
+    network: str,
     *,
     rounds: int = 1,
     after_round: probe.AfterRound | None = None,
 ) -> None:
-    features = torch.from_numpy(_features(trial, trial.setup.train)).to(trial.device)
+    features = torch.from_numpy(_features(trial, trial.setup.train, network)).to(trial.device)
     labels = torch.from_numpy(trial.setup.train.labels).to(trial.device)
     weights = torch.from_numpy(trial.setup.train.loss_weights()).to(trial.device)
     probe.fit_head(
@@ -170,10 +173,10 @@ def _fit_head(
     )
 
 
-def _features(trial: Trial, part: Images) -> np.ndarray:
-    return pooled_features(
-        trial.network.backbone, trial.setup, part, trial.pre, trial.job.precision
-    )
+def _features(trial: Trial, part: Images, network: str) -> np.ndarray:
+    """Return the features of `part`; `network` is the fingerprint of the backbone as it is."""
+    backbone, precision = trial.network.backbone, trial.job.precision
+    return pooled_features(backbone, trial.setup, part, trial.pre, precision, network=network)
 
 
 # --- backbone and head, epoch by epoch ----------------------------------------------------------
@@ -184,7 +187,7 @@ def _tune(trial: Trial) -> Status:
     optimizer = make_optimizer(trial.network, trial.recipe)
     trial.state = checkpoint.load_last(trial.folder, trial.network, optimizer)
     if trial.state.epoch == 0 and trial.pretrained:
-        _fit_head(trial, recipe.probing())
+        _fit_head(trial, recipe.probing(), fingerprint(trial.network.backbone, trial.setup))
     _apply_rates(trial, trial.state.epoch / trial.job.epochs)
     while trial.state.epoch < trial.job.epochs:
         train_loss = _epoch(trial, optimizer)
