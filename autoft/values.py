@@ -13,6 +13,10 @@ Triple = tuple[float, float, float]
 Value = bool | int | float | str
 Status = Literal["done", "stopped", "failed"]
 
+NormMode = Literal["frozen", "affine", "train"]
+"""What batch norms of thawed stages do: stay as they are, train scale and shift with the
+pre-trained statistics, or train everything and take the statistics of the batch."""
+
 IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
 IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
 
@@ -39,15 +43,19 @@ class Backbone:
 
 @dataclass(frozen=True)
 class Rates:
-    """Learning-rate multipliers of one stage, apart for weights, norms and biases; 0 = frozen."""
+    """Learning-rate multipliers of one stage, by kind of parameter; 0 = frozen.
+
+    `adapters` are parameters that a strategy's adapter added, which few strategies have.
+    """
 
     weights: float = 1.0
     norms: float = 1.0
     biases: float = 1.0
+    adapters: float = 1.0
 
 
 Rate = float | Rates
-"""What a strategy returns for a stage: one multiplier for all its parameters, or three."""
+"""What a strategy returns for a stage: one multiplier for all its parameters, or one a kind."""
 
 
 @dataclass(frozen=True)

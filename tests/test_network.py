@@ -92,7 +92,7 @@ def test_momentum_of_a_stage_frozen_in_mid_run_does_not_move_it() -> None:
 
 def test_fixed_norm_statistics_stay_while_their_scales_train() -> None:
     net = network("test_resnet")
-    net.set_rates([1.0] * net.num_stages, norm_statistics=False)
+    net.set_rates([1.0] * net.num_stages, norm_mode="affine")
     before = {name: tensor.clone() for name, tensor in net.backbone.state_dict().items()}
     train_a_little(net, images(net, "test_resnet"))
     after = net.backbone.state_dict()

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from autoft.errors import PluginError
 from autoft.network.stages import kind_of_parameters, stage_of_modules, stage_of_parameters
-from autoft.values import Backbone, Rate, Rates
+from autoft.values import Backbone, NormMode, Rate, Rates
 
-KINDS = ("weights", "norms", "biases")
+KINDS = ("weights", "norms", "biases", "adapters")
 
 
 class Network(nn.Module):
@@ -28,7 +28,10 @@ class Network(nn.Module):
         self._stage_of_module = stage_of_modules(backbone, self._stage_of_parameter)
         self._kind = kind_of_parameters(backbone.module)
         self._rates: tuple[Rates, ...] = (Rates(),) * self.num_stages
-        self._norm_statistics = True
+        self._norm_mode: NormMode = "train"
+        self._batch_norms = frozenset(
+            name for name, module in backbone.module.named_modules() if has_statistics(module)
+        )
 
     def features(self, images: Tensor) -> Tensor:
         """Map normalised images (N, 3, H, W) to pooled features (N, num_features)."""
@@ -45,18 +48,19 @@ class Network(nn.Module):
         """Return the rates now in force, one per stage."""
         return self._rates
 
-    def set_rates(self, rates: Sequence[Rate], *, norm_statistics: bool = True) -> None:
+    def set_rates(self, rates: Sequence[Rate], *, norm_mode: NormMode = "train") -> None:
         """Freeze and thaw: one rate per stage, 0 = frozen.
 
         A frozen parameter has no gradient, so that neither momentum nor weight decay moves it; a
         stage whose rates are all 0 is in eval mode, so that its buffers stay bit-equal.
-        `norm_statistics=False` keeps batch-norm statistics fixed in the thawed stages as well.
+        `norm_mode` says what the batch norms of thawed stages do: "affine" keeps their statistics,
+        "frozen" their scales and shifts as well.
 
         Raises:
             PluginError: not one rate per stage, or a rate is negative or not finite.
         """
         self._rates = check_rates(rates, self.num_stages)
-        self._norm_statistics = norm_statistics
+        self._norm_mode = norm_mode
         for name, parameter in self.backbone.named_parameters():
             live = self.rate_of(name) > 0
             parameter.requires_grad_(live)
@@ -66,6 +70,8 @@ class Network(nn.Module):
 
     def rate_of(self, parameter: str) -> float:
         """Return the learning-rate multiplier of a backbone parameter by name."""
+        if self._norm_mode == "frozen" and parameter.rpartition(".")[0] in self._batch_norms:
+            return 0.0
         rates = self._rates[self._stage_of_parameter[parameter]]
         return float(getattr(rates, self._kind[parameter]))
 
@@ -75,10 +81,10 @@ class Network(nn.Module):
         if mode:
             for name, module in self.backbone.named_modules():
                 stage = self._stage_of_module.get(name)
-                frozen = stage is not None and _is_frozen(self._rates[stage])
-                if frozen or (not self._norm_statistics and _has_statistics(module)):
+                frozen = stage is not None and is_frozen(self._rates[stage])
+                if frozen or (self._norm_mode != "train" and name in self._batch_norms):
                     module.training = False
-            if all(_is_frozen(rates) for rates in self._rates):
+            if all(is_frozen(rates) for rates in self._rates):
                 self.backbone.eval()
         return self
 
@@ -101,7 +107,7 @@ def check_rates(rates: Sequence[Rate], num_stages: int) -> tuple[Rates, ...]:
         raise PluginError(
             f"The strategy returned {len(rates)} rates for {num_stages} stages. Return one each."
         )
-    full = tuple(r if isinstance(r, Rates) else Rates(r, r, r) for r in rates)
+    full = tuple(r if isinstance(r, Rates) else Rates(r, r, r, r) for r in rates)
     for index, each in enumerate(full):
         values = [getattr(each, kind) for kind in KINDS]
         if not all(0 <= value < float("inf") for value in values):
@@ -111,9 +117,11 @@ def check_rates(rates: Sequence[Rate], num_stages: int) -> tuple[Rates, ...]:
     return full
 
 
-def _is_frozen(rates: Rates) -> bool:
-    return not (rates.weights or rates.norms or rates.biases)
+def is_frozen(rates: Rates) -> bool:
+    """Tell whether nothing of a stage with these rates is trained."""
+    return not any(getattr(rates, kind) for kind in KINDS)
 
 
-def _has_statistics(module: nn.Module) -> bool:
+def has_statistics(module: nn.Module) -> bool:
+    """Tell whether a module keeps running statistics of batches, as batch norms do."""
     return getattr(module, "running_mean", None) is not None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from autoft import plugins
-from autoft.network.assemble import check_rates
+from autoft.network.assemble import check_rates, is_frozen
 from autoft.space import check_choices, read_signature
 from autoft.values import Part, Rate, Rates
 
@@ -31,7 +31,7 @@ class BoundStrategy:
     def trains_backbone(self) -> bool:
         """Tell whether any stage is ever thawed."""
         moments = (step / STEPS_LOOKED_AT for step in range(STEPS_LOOKED_AT))
-        return any(rates != Rates(0.0, 0.0, 0.0) for at in moments for rates in self.rates(at))
+        return any(not is_frozen(rates) for at in moments for rates in self.rates(at))
 
 
 def bind(part: Part, num_stages: int) -> BoundStrategy:

@@ -68,10 +68,11 @@ class Images:
 
 @dataclass(frozen=True)
 class Precision:
-    """How a network runs: bf16 or fp32 arithmetic, channels-last or contiguous memory."""
+    """How a network runs: bf16 or fp32 arithmetic, channels-last or contiguous memory, compiled."""
 
     bf16: bool = False
     channels_last: bool = False
+    compiled: bool = False
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from autoft.training.losses import weighted_cross_entropy
 from autoft.training.optim import make_optimizer, set_learning_rates
 from autoft.training.precision import autocast, memory_format, place
 from autoft.training.probe import NonFiniteLoss
-from autoft.values import Backbone, Part, Preprocess, Status
+from autoft.values import Backbone, NormMode, Part, Preprocess, Status
 
 CLIP = 1.0
 
@@ -129,7 +129,7 @@ def build_head(part: Part, num_features: int, num_classes: int) -> nn.Module:
 
 def _probe(trial: Trial) -> Status:
     """Train the head on features of the frozen backbone, scoring after every round."""
-    trial.network.set_rates(trial.strategy.rates(0.0), norm_statistics=False)
+    trial.network.set_rates(trial.strategy.rates(0.0), norm_mode="frozen")
     network = fingerprint(trial.network.backbone, trial.setup)
     held_out = torch.from_numpy(_features(trial, trial.setup.validation, network))
     held_out = held_out.to(trial.device)
@@ -234,7 +234,8 @@ def _epoch(trial: Trial, optimizer: torch.optim.Optimizer) -> float | None:
 
 def _apply_rates(trial: Trial, progress: float) -> None:
     """Freeze and thaw as the strategy says; good pre-trained norm statistics stay as they are."""
-    trial.network.set_rates(trial.strategy.rates(progress), norm_statistics=not trial.pretrained)
+    norm_mode: NormMode = "affine" if trial.pretrained else "train"
+    trial.network.set_rates(trial.strategy.rates(progress), norm_mode=norm_mode)
 
 
 def steps_per_epoch(images: int, batch_size: int) -> int:
