@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     )
     from autoft.space import Choice, Float, Int
     from autoft.values import Backbone, Part, Rates
+    from autoft.weights import Weights, published
 
     __version__: str
 
@@ -41,8 +42,10 @@ __all__ = [
     "Rates",
     "Run",
     "UsageError",
+    "Weights",
     "__version__",
     "load",
+    "published",
     "search",
 ]
 
@@ -50,6 +53,7 @@ _HOMES = {
     "autoft.api": ("Run", "load", "search"),
     "autoft.space": ("Choice", "Float", "Int"),
     "autoft.values": ("Backbone", "Part", "Rates"),
+    "autoft.weights": ("Weights", "published"),
 }
 
 

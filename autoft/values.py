@@ -45,13 +45,14 @@ class Backbone:
 class Rates:
     """Learning-rate multipliers of one stage, by kind of parameter; 0 = frozen.
 
-    `adapters` are parameters that a strategy's adapter added, which few strategies have.
+    `adapters` are parameters that a strategy's adapter added, which few strategies have: they
+    rest unless their rate is given. A plain number stands for all four kinds.
     """
 
     weights: float = 1.0
     norms: float = 1.0
     biases: float = 1.0
-    adapters: float = 1.0
+    adapters: float = 0.0
 
 
 Rate = float | Rates

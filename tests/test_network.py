@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import timm
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
-from autoft.errors import DataError, PluginError
+from autoft.errors import PluginError
 from autoft.network.assemble import Network
 from autoft.network.build import build
-from autoft.network.sources import Source, in_folder, resolve
+from autoft.network.sources import Source
 from autoft.network.stages import stage_of_parameters
 from autoft.network.strategy import bind
-from autoft.network.weights import load_weights
 from autoft.training.optim import HEAD, make_optimizer, set_learning_rates
-from autoft.training.recipe import tuning
+from autoft.training.recipe import TRANSFORMER_FACTOR, tuning
 from autoft.values import Backbone, Part, Rates
 
 SMALL = ["test_resnet", "test_vit", "test_convnext", "test_efficientnet", "test_byobnet"]
@@ -124,7 +120,8 @@ def test_rates_reach_exactly_the_declared_parameters(model) -> None:
     for name, parameter in net.backbone.named_parameters():
         group = of[id(parameter)]
         stage = net._stage_of_parameter[name]
-        assert group["lr"] == pytest.approx(1e-3 * rates[stage])
+        family = TRANSFORMER_FACTOR if net.transformer else 1.0
+        assert group["lr"] == pytest.approx(1e-3 * rates[stage] * family)
         assert parameter.requires_grad == (rates[stage] > 0)
         assert group["weight_decay"] == (0.1 if net._kind[name] == "weights" else 0.0)
     for parameter in net.head.parameters():
@@ -157,78 +154,3 @@ def test_a_strategy_is_known_to_train_the_backbone_or_not() -> None:
     assert not bind(Part("head_only"), 5).trains_backbone()
     assert bind(Part("probe_then_tune"), 5).trains_backbone()
     assert not bind(Part("scratch"), 5).pretrained
-
-
-def test_weights_of_a_file_reach_the_backbone(tmp_path) -> None:
-    donor = timm.create_model("test_resnet", num_classes=7)
-    file = tmp_path / "model.safetensors"
-    save_file(donor.state_dict(), file)
-    backbone = timm.create_model("test_resnet", num_classes=0)
-    assert load_weights(backbone, file) == ["fc.bias", "fc.weight"]
-    assert torch.equal(backbone.conv1[0].weight, donor.conv1[0].weight)
-    torch.save(
-        {"state_dict": {f"module.{k}": v for k, v in donor.state_dict().items()}},
-        tmp_path / "wrapped.pth",
-    )
-    assert len(load_weights(backbone, tmp_path / "wrapped.pth")) == 2
-
-
-class Gadget:
-    """Runs a command when it is unpickled."""
-
-    def __init__(self, command: str) -> None:
-        self.command = command
-
-    def __reduce__(self):
-        return os.system, (self.command,)
-
-
-def test_S01_code_in_a_checkpoint_is_never_run(tmp_path) -> None:  # noqa: N802 - the row's id
-    canary = tmp_path / "canary"
-    torch.save({"state_dict": Gadget(f"touch {canary}")}, tmp_path / "bad.pth")
-    with pytest.raises(DataError, match="never run"):
-        load_weights(nn.Linear(1, 1), tmp_path / "bad.pth")
-    assert not canary.exists()
-
-
-@pytest.mark.parametrize(
-    "content",
-    [b"", b"\xff" * 8, (2**62).to_bytes(8, "little") + b"{}", b"\x10\0\0\0\0\0\0\0{}"],
-    ids=["S02-empty", "S02-huge", "S02-header", "S02-short"],
-)
-def test_a_damaged_file_of_weights_is_one_sentence(tmp_path, content) -> None:
-    file = tmp_path / "model.safetensors"
-    file.write_bytes(content)
-    with pytest.raises(DataError, match="cannot be read"):
-        load_weights(nn.Linear(1, 1), file)
-
-
-def test_S03_another_architecture_names_the_tensors(tmp_path) -> None:  # noqa: N802
-    file = tmp_path / "model.safetensors"
-    save_file(timm.create_model("test_resnet").state_dict(), file)
-    with pytest.raises(DataError, match=r"'.+' (has shape|is missing|is unknown)"):
-        load_weights(timm.create_model("test_vit", num_classes=0), file)
-
-
-def test_a_weights_folder_offers_its_sub_folders(tmp_path) -> None:
-    model = timm.create_model("test_resnet")
-    timm.models.save_for_hf(model, tmp_path / "mine.v1", safe_serialization=True)
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "model.safetensors").write_bytes(b"")
-    local, notes = in_folder(tmp_path)
-    assert list(local) == ["mine.v1"]
-    assert "other" in notes[0]
-    built = build(resolve("mine.v1", local))
-    assert torch.equal(built.module.conv1[0].weight, model.conv1[0].weight)
-    assert resolve("resnet18", local).options == {"model": "resnet18"}
-    assert resolve("mine.v1@w.pth", local).weights.endswith("w.pth")
-
-
-@pytest.mark.shared
-def test_the_real_weights_load_and_keep_their_stages(shared_root) -> None:
-    local, _ = in_folder(shared_root / "weights")
-    backbone = build(local["mobilenetv2_100.in1k"])
-    assert backbone.source == "in1k"
-    assert backbone.license == "apache-2.0"
-    assert 4 <= len(backbone.stages) <= 12
-    assert set(stage_of_parameters(backbone).values()) == set(range(len(backbone.stages)))

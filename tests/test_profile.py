@@ -37,7 +37,7 @@ from autoft.training.classify import cross_validate, divisions, logistic, neares
 from autoft.training.features import pooled_features, remembered
 from autoft.training.job import Images, Precision, Ranked, Setup
 from autoft.training.measures import Measured, OutOfFold, Sample, draw
-from autoft.training.taps import calibrate, tapped
+from autoft.training.profile import calibrate
 from autoft.values import Backbone
 
 RNG = np.random.default_rng(0)
@@ -81,52 +81,7 @@ def sample_of_labels(labels: np.ndarray, groups: np.ndarray | None = None) -> Sa
     return Sample(places, labels, places if groups is None else groups, places)
 
 
-# --- taps ---------------------------------------------------------------------------------------
-
-
-class ChannelsLast(nn.Module):
-    """Two stages that give (N, H, W, C), the second after a free activation."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.patch = nn.Conv2d(3, 7, 4, stride=4)
-        self.deep = nn.Linear(7, 16)  # on a map of 16 x 16: all three sizes are equal
-        self.wide = nn.Linear(16, 9)
-        self.act = nn.ReLU()
-        self.scale = nn.Parameter(torch.ones(9))
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        deep = self.deep(self.patch(images).permute(0, 2, 3, 1))
-        self.kept = deep, self.act(self.wide(deep))
-        return self.kept[1].mean(dim=(1, 2)) * self.scale
-
-
-def test_taps_see_the_end_of_every_stage_whatever_the_layout() -> None:
-    module = ChannelsLast().eval()
-    backbone = Backbone(module, (("patch", "deep"), ("wide",), ("scale",)), 9)
-    with tapped(backbone) as taps, torch.inference_mode():
-        module(torch.zeros(2, 3, 64, 64))
-        taps.clear()
-        module(torch.randn(2, 3, 64, 64))
-        deep, wide = module.kept
-        assert set(taps.pooled) == {0, 1}  # a bare parameter has no output: stage 2 is not seen
-        assert torch.allclose(taps.pooled[0], deep.mean(dim=(1, 2)))
-        assert torch.allclose(taps.pooled[1], wide.mean(dim=(1, 2)))  # after the activation
-    assert not any(each._forward_hooks for each in module.modules())
-
-
-@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_convnext"])
-def test_taps_fire_in_every_stage_of_real_networks(name) -> None:
-    backbone = build(Source(name, "timm", {"model": name}, pretrained=False))
-    backbone.module.eval()
-    with tapped(backbone) as taps, torch.inference_mode():
-        size = backbone.image_size
-        final = backbone.module(torch.randn(2, 3, size, size))
-    assert sorted(taps.pooled) == list(range(len(backbone.stages)))
-    assert all(pooled.shape[0] == 2 and pooled.ndim == 2 for pooled in taps.pooled.values())
-    if name == "test_resnet":
-        last = taps.pooled[len(backbone.stages) - 1]
-        assert torch.allclose(last, final, atol=1e-5)
+# --- the control with random weights -----------------------------------------------------------
 
 
 def test_random_norms_are_calibrated_on_the_data() -> None:

@@ -281,7 +281,17 @@ def remembering():
     return lambda num_stages, progress: [float(next(calls))] * num_stages
 
 
+def short_of_norms(num_stages, progress, *, gradient_norms=()):
+    return [float(norm) for norm in gradient_norms] or [1.0]
+
+
+def with_no_adapter(num_stages, progress, *, adapter: str = "no_such_package:adapter"):
+    return [1.0] * num_stages
+
+
 BROKEN_STRATEGIES = [
+    ("gradient_norms_may_be_anything", short_of_norms, "rates for"),
+    ("adapter_keeps_features_and_merges", with_no_adapter, "cannot be imported"),
     (
         "returns_one_rate_per_stage",
         lambda num_stages, progress: [1.0] * 12,
@@ -353,7 +363,12 @@ def several_rows_only(head, features):
     return plain(head, features)
 
 
+def wants_the_middle(num_features, num_classes, *, features: str = "middle"):
+    return nn.Linear(num_features, num_classes)
+
+
 BROKEN_HEADS = [
+    ("features_are_known", wants_the_middle, "may be 'middle'"),
     ("head_returns_module", lambda num_features, num_classes: len, "returned a builtin_function"),
     (
         "logits_have_promised_shape",

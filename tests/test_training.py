@@ -116,7 +116,7 @@ def test_a_head_only_trial_leaves_the_backbone_bit_equal(setup) -> None:
 
 
 def test_a_frozen_prefix_is_bit_equal_after_a_trial(setup) -> None:
-    frozen = Part("freeze", {"depth": 0.6, "decay": 1.0})
+    frozen = Part("freeze", {"depth": 0.6, "bottom": 1.0})
     train_trial(setup, job(strategy=frozen, epochs=1), go_on)
     network, _ = load_trial(setup, TrialResult(0, job(strategy=frozen).config, "done"))
     original = build(setup.sources["test_resnet.fixed"]).module.state_dict()
@@ -382,7 +382,7 @@ def test_real_weights_stay_bit_equal_where_frozen(setup, shared_root, name) -> N
     sources, _ = in_folder(shared_root / "weights")
     setup = replace(setup, sources=sources)
     config = TrialConfig(
-        Part(name), Part("freeze", {"depth": 0.5, "decay": 1.0}), Part("linear"), TUNE, seed=1
+        Part(name), Part("freeze", {"depth": 0.5, "bottom": 1.0}), Part("linear"), TUNE, seed=1
     )
     work = TrialJob(0, config, 1, time.time() + 300, Precision(bf16=True, channels_last=True))
     outcome = train_trial(setup, work, go_on)

@@ -2,61 +2,124 @@
 
 `tier` is a fixed option that the search reads from the signature: a search on a CPU takes the
 tier "nano", longer ones and GPUs take more. A third-party backbone that states a tier joins it.
+`model` names timm's architecture and the tag of its weights.
 """
 
 from __future__ import annotations
 
+from autoft.backbones.files import locate
 from autoft.backbones.timm import timm
 from autoft.values import Backbone
+from autoft.weights import published
 
 
-def mobilenetv4_conv_small(*, pretrained: bool = True, tier: str = "nano") -> Backbone:
+@published(locate)
+def mobilenetv4_conv_small(
+    *,
+    model: str = "mobilenetv4_conv_small.e2400_r224_in1k",
+    pretrained: bool = True,
+    tier: str = "nano",
+) -> Backbone:
     """Build MobileNetV4-conv-small: 2.5M parameters, ImageNet-1k."""
-    return timm(model="mobilenetv4_conv_small.e2400_r224_in1k", pretrained=pretrained)
+    return timm(model=model, pretrained=pretrained)
 
 
-def mobilenetv3_large_100(*, pretrained: bool = True, tier: str = "nano") -> Backbone:
+@published(locate)
+def mobilenetv3_large_100(
+    *,
+    model: str = "mobilenetv3_large_100.ra_in1k",
+    pretrained: bool = True,
+    tier: str = "nano",
+) -> Backbone:
     """Build MobileNetV3-large: 4.2M parameters, ImageNet-1k."""
-    return timm(model="mobilenetv3_large_100.ra_in1k", pretrained=pretrained)
+    return timm(model=model, pretrained=pretrained)
 
 
-def resnet18(*, pretrained: bool = True, tier: str = "nano") -> Backbone:
+@published(locate)
+def resnet18(
+    *,
+    model: str = "resnet18.a1_in1k",
+    pretrained: bool = True,
+    tier: str = "nano",
+) -> Backbone:
     """Build ResNet-18: 11M parameters, ImageNet-1k."""
-    return timm(model="resnet18.a1_in1k", pretrained=pretrained)
+    return timm(model=model, pretrained=pretrained)
 
 
-def efficientnet_b0(*, pretrained: bool = True, tier: str = "small") -> Backbone:
+@published(locate)
+def efficientnet_b0(
+    *,
+    model: str = "efficientnet_b0.ra_in1k",
+    pretrained: bool = True,
+    tier: str = "small",
+) -> Backbone:
     """Build EfficientNet-B0: 4.0M parameters, ImageNet-1k."""
-    return timm(model="efficientnet_b0.ra_in1k", pretrained=pretrained)
+    return timm(model=model, pretrained=pretrained)
 
 
-def convnext_nano(*, pretrained: bool = True, tier: str = "small") -> Backbone:
+@published(locate)
+def convnext_nano(
+    *,
+    model: str = "convnext_nano.in12k_ft_in1k",
+    pretrained: bool = True,
+    tier: str = "small",
+) -> Backbone:
     """Build ConvNeXt-nano: 15M parameters, ImageNet-12k then 1k."""
-    return timm(model="convnext_nano.in12k_ft_in1k", pretrained=pretrained)
+    return timm(model=model, pretrained=pretrained)
 
 
-def resnet50(*, pretrained: bool = True, tier: str = "small") -> Backbone:
+@published(locate)
+def resnet50(
+    *,
+    model: str = "resnet50.a1_in1k",
+    pretrained: bool = True,
+    tier: str = "small",
+) -> Backbone:
     """Build ResNet-50: 24M parameters, ImageNet-1k."""
-    return timm(model="resnet50.a1_in1k", pretrained=pretrained)
+    return timm(model=model, pretrained=pretrained)
 
 
-def convnext_tiny(*, pretrained: bool = True, tier: str = "base") -> Backbone:
+@published(locate)
+def convnext_tiny(
+    *,
+    model: str = "convnext_tiny.in12k_ft_in1k",
+    pretrained: bool = True,
+    tier: str = "base",
+) -> Backbone:
     """Build ConvNeXt-tiny: 28M parameters, ImageNet-12k then 1k."""
-    return timm(model="convnext_tiny.in12k_ft_in1k", pretrained=pretrained)
+    return timm(model=model, pretrained=pretrained)
 
 
-def vit_small(*, image_size: int = 224, pretrained: bool = True, tier: str = "base") -> Backbone:
+@published(locate)
+def vit_small(
+    *,
+    model: str = "vit_small_patch16_224.augreg_in21k_ft_in1k",
+    image_size: int = 224,
+    pretrained: bool = True,
+    tier: str = "base",
+) -> Backbone:
     """Build ViT-S/16: 22M parameters, ImageNet-21k then 1k."""
-    name = "vit_small_patch16_224.augreg_in21k_ft_in1k"
-    return timm(model=name, image_size=image_size, pretrained=pretrained)
+    return timm(model=model, image_size=image_size, pretrained=pretrained)
 
 
-def convnext_base(*, pretrained: bool = True, tier: str = "large") -> Backbone:
+@published(locate)
+def convnext_base(
+    *,
+    model: str = "convnext_base.fb_in22k_ft_in1k",
+    pretrained: bool = True,
+    tier: str = "large",
+) -> Backbone:
     """Build ConvNeXt-base: 88M parameters, ImageNet-22k then 1k."""
-    return timm(model="convnext_base.fb_in22k_ft_in1k", pretrained=pretrained)
+    return timm(model=model, pretrained=pretrained)
 
 
-def vit_base(*, image_size: int = 224, pretrained: bool = True, tier: str = "large") -> Backbone:
+@published(locate)
+def vit_base(
+    *,
+    model: str = "vit_base_patch16_224.augreg2_in21k_ft_in1k",
+    image_size: int = 224,
+    pretrained: bool = True,
+    tier: str = "large",
+) -> Backbone:
     """Build ViT-B/16: 86M parameters, ImageNet-21k then 1k."""
-    name = "vit_base_patch16_224.augreg2_in21k_ft_in1k"
-    return timm(model=name, image_size=image_size, pretrained=pretrained)
+    return timm(model=model, image_size=image_size, pretrained=pretrained)

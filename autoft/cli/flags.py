@@ -65,6 +65,13 @@ SEARCH: Final = (
     Flag("strategies", "A,B", "Strategies to choose among.", "all"),
     Flag("heads", "A,B", "Heads to choose among.", "all"),
     Flag("weights", "DIR", "Folder whose sub-folders hold weights, used by their names."),
+    Flag(
+        "allow_license",
+        "A,B",
+        "Licences of weights that may be used, such as apache-2.0,mit, or commercial.",
+        "any",
+    ),
+    Flag("fix", "A=X,B=Y", "Give answers of the search: train.sam=0.05,head.mlp.hidden=256."),
     Flag("metric", "NAME", "accuracy, balanced_accuracy, macro_f1, or by the imbalance.", "auto"),
     Flag("device", "NAME", "auto, cpu, cuda, cuda:0 or cuda:0,1.", "auto"),
     Flag("workers", "N", "Trials trained at the same time.", "one a device"),

@@ -10,7 +10,18 @@ from typing import Annotated, Any
 
 import typer
 
-from autoft.cli import cache, data, doctor, export, leaderboard, plugins, predict, resume, search
+from autoft.cli import (
+    cache,
+    data,
+    doctor,
+    export,
+    leaderboard,
+    plugins,
+    predict,
+    resume,
+    search,
+    weights,
+)
 from autoft.cli.text import clean
 from autoft.errors import AutoftError
 
@@ -28,7 +39,7 @@ Exit codes: 0 ok, 1 bug, 2 usage, 3 data, 4 environment, 5 no usable trial, 130 
 app = typer.Typer(name="autoft", rich_markup_mode="rich", pretty_exceptions_enable=False)
 for module in (search, resume, leaderboard, predict, export):
     app.command(epilog=module.EPILOG)(getattr(module, module.__name__.rpartition(".")[2]))
-for group in (data, cache, plugins):
+for group in (data, weights, cache, plugins):
     app.add_typer(group.app, name=group.__name__.rpartition(".")[2])
 app.command(epilog=doctor.EPILOG)(doctor.doctor)
 

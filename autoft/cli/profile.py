@@ -28,7 +28,8 @@ Nothing is trained but small classifiers on frozen features, and the test part
 is not looked at. The second time, what was measured is known at once."""
 
 SHOWN = 10  # doubted labels
-SOURCES = tuple(f for f in SEARCH if f.name in ("weights", "backbones", "device", "offline"))
+ASKED = ("weights", "backbones", "allow_license", "device", "offline")
+SOURCES = tuple(flag for flag in SEARCH if flag.name in ASKED)
 NAMES = {
     "majority": "largest class",
     "pixels": "pixels",

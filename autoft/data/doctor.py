@@ -11,7 +11,7 @@ from autoft.data import duplicates, rules
 from autoft.data.catalog import EMPTY_CLASS, Catalog
 
 LISTED: Final = 1000  # entries of each kind in a report
-IMBALANCED: Final = 10.0  # largest class to smallest from which accuracy hides the small ones
+IMBALANCED: Final = 3.0  # largest class to smallest from which accuracy hides the small ones
 MISSING: Final = "missing"
 LEFT_OUT: Final = (
     rules.TOO_SMALL,
@@ -71,11 +71,12 @@ def headline(known: Mapping[str, Any]) -> str:
 def warnings(known: Mapping[str, Any]) -> list[str]:
     """Return what a user should know before trusting a number measured on this dataset."""
     said = []
-    if known["imbalance"] >= IMBALANCED:
+    if known["imbalance"] > IMBALANCED:
         small = min(known["classes"], key=lambda name: known["classes"][name] or np.inf)
         said.append(
             f"The classes are imbalanced {known['imbalance']:.0f} to 1 (the smallest is "
-            f"{small!r}): balanced accuracy is maximised unless --metric says otherwise."
+            f"{small!r}): balanced accuracy is maximised unless --metric says otherwise, and "
+            f"training evens them out (train.balance)."
         )
     if known["label_conflicts"]:
         said.append(

@@ -61,6 +61,22 @@ def mlp(
     )
 
 
+def multilayer(
+    num_features: int,
+    num_classes: int,
+    *,
+    dropout: Annotated[float, Float(0.0, 0.8)] = 0.2,
+    features: str = "stages",  # read by the core: it gives those of all stages
+) -> nn.Module:
+    """Standardise the features of all stages, each by itself, then one linear layer.
+
+    What a task needs may lie below the last stage, the more so the less it is like what the
+    weights were trained on (Head2Toe, Evci et al. 2022, arXiv 2201.03529; here without its choice
+    of features).
+    """
+    return norm_linear(num_features, num_classes, dropout=dropout)
+
+
 class _Cosine(nn.Module):
     """Scaled cosine similarity with a learnable scale."""
 

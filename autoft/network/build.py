@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from autoft import plugins
@@ -42,9 +43,12 @@ def build(source: Source, *, pretrained: bool = True, image_size: int = 0) -> Ba
         stage_of_parameters(backbone)
     except PluginError as error:
         raise PluginError(f"The backbone '{source.label}' cannot be used. {error}") from error
-    if pretrained and source.weights:
+    if not source.weights:
+        return backbone
+    if pretrained:
         load_weights(backbone.module, Path(source.weights))
-    return backbone
+    # What the plugin says of the weights that it would have fetched does not hold for this file.
+    return replace(backbone, source=source.trained_on, license=source.license)
 
 
 def _options(source: Source, function: Callable[..., object], image_size: int) -> dict[str, Value]:

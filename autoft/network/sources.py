@@ -5,24 +5,28 @@ Nothing here builds one or imports torch; `autoft.network.build` does.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from autoft import plugins
-from autoft.errors import UsageError, did_you_mean
+from autoft.errors import DataError, UsageError, did_you_mean
 from autoft.values import Value
 
 ANY_ARCHITECTURE = "timm"  # the plugin that is asked for every name that is not a plugin's own
 WEIGHTS_FILE = "model.safetensors"
+MANIFEST = "MANIFEST.json"  # what `autoft weights pack` writes beside the sub-folders
 
 
 @dataclass(frozen=True)
 class Source:
     """A backbone by its label: the plugin that builds it, its options, and a file of weights.
 
-    `pretrained=False` says that no weights can be had: it starts from random ones.
+    `pretrained=False` says that no weights can be had: it starts from random ones. `license` and
+    `trained_on` are those of a file of weights. The rest is known once the weights are here: the
+    address that they are from, the file that was read, and its SHA-256.
     """
 
     label: str
@@ -30,6 +34,11 @@ class Source:
     options: Mapping[str, Value] = field(default_factory=dict)
     weights: str = ""
     pretrained: bool = True
+    license: str = ""
+    trained_on: str = ""
+    origin: str = ""
+    file: str = ""
+    sha256: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data; `Source(**data)` is the inverse."""
@@ -49,13 +58,22 @@ def in_folder(folder: Path) -> tuple[dict[str, Source], list[str]]:
         raise UsageError(f"--weights {folder} is no folder. Name the folder that holds weights.")
     found: dict[str, Source] = {}
     notes: list[str] = []
+    packed = read_manifest(folder)
     for sub in sorted(path for path in folder.iterdir() if (path / WEIGHTS_FILE).is_file()):
         if (sub / "config.json").is_file():
             found[sub.name] = _local(sub)
             continue
         owner = _owner(sub.name)
         if owner:
-            found[sub.name] = Source(sub.name, owner, {}, str((sub / WEIGHTS_FILE).resolve()))
+            file = str((sub / WEIGHTS_FILE).resolve())
+            told = packed.get(sub.name, {})
+            found[sub.name] = Source(
+                sub.name,
+                owner,
+                weights=file,
+                license=str(told.get("license") or ""),
+                trained_on=str(told.get("source") or sub.name.partition(".")[2]),
+            )
         else:
             notes.append(f"{sub.name}: no config.json, and no installed backbone plugin fits it")
     if not found:
@@ -64,6 +82,27 @@ def in_folder(folder: Path) -> tuple[dict[str, Source], list[str]]:
             f"{WEIGHTS_FILE}, as timm saves them."
         )
     return found, notes
+
+
+def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return what `autoft weights pack` wrote of each sub-folder of `folder`; nothing without it.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        return {}
+    try:
+        told: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["backbones"]
+        if all(isinstance(each, dict) for each in told.values()):
+            return told
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        pass
+    raise DataError(
+        f"{path} cannot be read; expected what `autoft weights pack` wrote. Copy the folder "
+        f"again, or delete this file: without it the weights are used as they are."
+    )
 
 
 def _local(folder: Path) -> Source:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections import Counter
 
 from torch import nn
+from torch.nn.utils.parametrize import type_before_parametrizations
 
 from autoft.errors import PluginError
+from autoft.network.parametrized import is_adapter, plain_name
 from autoft.values import Backbone
 
 NORM_TYPES = (
@@ -74,11 +76,10 @@ def stage_of_modules(backbone: Backbone, stages: dict[str, int]) -> dict[str, in
     nearest enclosing module with parameters belongs; one that spans stages belongs to none.
     """
     owned: dict[str, int] = {}
+    # Not by name: a module that is used in two places has one name among the parameters.
+    stage_of = {id(each): stages[name] for name, each in backbone.module.named_parameters()}
     for name, module in backbone.module.named_modules():
-        below = {
-            stages[f"{name}.{parameter}" if name else parameter]
-            for parameter, _ in module.named_parameters()
-        }
+        below = {stage_of[id(each)] for each in module.parameters()}
         parent = name.rpartition(".")[0]
         if len(below) == 1:
             owned[name] = below.pop()
@@ -88,14 +89,20 @@ def stage_of_modules(backbone: Backbone, stages: dict[str, int]) -> dict[str, in
 
 
 def kind_of_parameters(module: nn.Module) -> dict[str, str]:
-    """Return "norms", "biases" or "weights" for every parameter name of `module`."""
+    """Return "norms", "biases", "adapters" or "weights" for every parameter name of `module`.
+
+    Adapters are what parametrizations added to a tensor, which itself stays what it was.
+    """
     kinds: dict[str, str] = {}
-    for prefix, part in module.named_modules():
-        norm = isinstance(part, NORM_TYPES) or "norm" in type(part).__name__.lower()
-        for name, parameter in part.named_parameters(recurse=False):
-            full = f"{prefix}.{name}" if prefix else name
-            if norm and parameter.ndim <= 1:
-                kinds[full] = "norms"
-            else:
-                kinds[full] = "biases" if name.endswith("bias") else "weights"
+    for full, parameter in module.named_parameters():
+        owner, _, name = plain_name(full).rpartition(".")
+        part = module.get_submodule(owner)
+        kind = type_before_parametrizations(part)
+        norm = issubclass(kind, NORM_TYPES) or "norm" in kind.__name__.lower()
+        if is_adapter(full):
+            kinds[full] = "adapters"
+        elif parameter.ndim == 0 or (norm and parameter.ndim == 1):
+            kinds[full] = "norms"  # a lone number scales what a norm would
+        else:
+            kinds[full] = "biases" if name.endswith("bias") else "weights"
     return kinds

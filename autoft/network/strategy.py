@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from autoft import plugins
+from autoft.errors import PluginError
 from autoft.network.assemble import check_rates, is_frozen
 from autoft.space import check_choices, read_signature
 from autoft.values import Part, Rate, Rates
@@ -16,20 +17,41 @@ STEPS_LOOKED_AT = 100
 
 @dataclass(frozen=True)
 class BoundStrategy:
-    """A freezing strategy for a backbone of `num_stages`; `pretrained` is False for scratch."""
+    """A freezing strategy for a backbone of `num_stages`, and what it asks of the core.
+
+    `pretrained` is False for one that starts from random weights. One that `wants_gradients` is
+    to be given a relative gradient norm per stage. `adapter` names the function that adds its
+    parameters to the backbone, "package.module:function", or is empty.
+    """
 
     function: Callable[..., Sequence[Rate]]
     part: Part
     num_stages: int
-    pretrained: bool
+    pretrained: bool = True
+    wants_gradients: bool = False
+    adapter: str = ""
 
-    def rates(self, progress: float) -> tuple[Rates, ...]:
-        """Return the rates at `progress` in [0, 1)."""
-        returned = self.function(self.num_stages, progress, **self.part.params)
+    @property
+    def choices(self) -> Mapping[str, Any]:
+        """Return every keyword-only parameter: the value chosen, or else the default."""
+        usual = {p.name: p.default for p in read_signature(self.function)}
+        return usual | dict(self.part.params)
+
+    def rates(self, progress: float, gradient_norms: Sequence[float] = ()) -> tuple[Rates, ...]:
+        """Return the rates at `progress` in [0, 1).
+
+        `gradient_norms` are the latest, one per stage; empty before anything was measured, and of
+        no concern to a strategy that does not ask for them.
+
+        Raises:
+            PluginError: not one rate per stage, or a rate is negative or not finite.
+        """
+        measured = {"gradient_norms": tuple(gradient_norms)} if self.wants_gradients else {}
+        returned = self.function(self.num_stages, progress, **{**self.part.params, **measured})
         return check_rates(returned, self.num_stages)
 
     def trains_backbone(self) -> bool:
-        """Tell whether any stage is ever thawed."""
+        """Tell whether any stage is ever thawed, or has adapters that are trained."""
         moments = (step / STEPS_LOOKED_AT for step in range(STEPS_LOOKED_AT))
         return any(not is_frozen(rates) for at in moments for rates in self.rates(at))
 
@@ -41,8 +63,30 @@ def bind(part: Part, num_stages: int) -> BoundStrategy:
         PluginError: it is missing or broken.
         UsageError: a choice is unknown or out of range.
     """
-    function: Callable[..., Any] = plugins.load("strategy", part.name)
+    return bind_function(plugins.load("strategy", part.name), part, num_stages)
+
+
+def bind_function(function: Callable[..., Any], part: Part, num_stages: int) -> BoundStrategy:
+    """Bind the choices of `part` to a strategy that is at hand.
+
+    Raises:
+        PluginError: its signature cannot be read, or its `adapter` is no text.
+        UsageError: a choice is unknown or out of range.
+    """
     parameters = read_signature(function)
     check_choices(f"The strategy '{part.name}'", parameters, part.params)
-    fixed = {parameter.name: parameter.default for parameter in parameters}
-    return BoundStrategy(function, part, num_stages, bool(fixed.get("pretrained", True)))
+    options = {parameter.name: parameter.default for parameter in parameters} | dict(part.params)
+    adapter = options.get("adapter", "")
+    if not isinstance(adapter, str):
+        raise PluginError(
+            f"The strategy '{part.name}' has adapter={adapter!r}; the name of a function was "
+            f"expected, 'package.module:function'."
+        )
+    return BoundStrategy(
+        function=function,
+        part=part,
+        num_stages=num_stages,
+        pretrained=bool(options.get("pretrained", True)),
+        wants_gradients="gradient_norms" in options,
+        adapter=adapter,
+    )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -60,8 +61,14 @@ def _read(path: Path) -> dict[str, Tensor]:
         raise DataError(f"There is no file of weights at {path}. Check the path.")
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+            loaded: Any = load_file(path)
+        else:
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except SafetensorError as error:
+        raise DataError(
+            f"The weights in {path} cannot be read as safetensors: {error}. The file is damaged; "
+            f"copy or fetch it again."
+        ) from error
     except Exception as error:  # damage shows as any of a dozen exceptions
         raise DataError(
             f"The weights in {path} cannot be read: the file is damaged or holds more than "
@@ -76,5 +83,12 @@ def _unwrap(path: Path, loaded: Any) -> dict[str, Tensor]:  # whatever a file ho
             loaded = loaded[wrapper]
     if not isinstance(loaded, Mapping) or not loaded:
         raise DataError(f"{path} holds no state_dict. Save `model.state_dict()`.")
-    state = {str(name).removeprefix("module."): value for name, value in loaded.items()}
+    state = {_plain(str(name)): value for name, value in loaded.items()}
     return {name: value for name, value in state.items() if isinstance(value, Tensor)}
+
+
+def _plain(name: str) -> str:
+    """Return the name of a tensor without what data-parallel training and compiling add."""
+    while (short := name.removeprefix("module.").removeprefix("_orig_mod.")) != name:
+        name = short
+    return name

@@ -106,6 +106,7 @@ class Budget:
         ranked = self.ranked[config.backbone.name]
         share = frozen_share(config) if frozen is None else frozen
         training = self.train_images / ranked.trained_per_second * (1 + 2 * (1 - share)) / 3
+        training *= 2 if config.train.get("sam") else 1
         return training + self.validation_images / ranked.images_per_second
 
 

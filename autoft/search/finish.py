@@ -25,7 +25,7 @@ from autoft.errors import DataError, MachineError
 from autoft.export.artifact import FORMATS, load_weights, write_card, write_weights
 from autoft.export.onnx import metadata_of
 from autoft.export.parity import check_parity, write_parity
-from autoft.network.assemble import Network
+from autoft.network.assemble import Network, assemble
 from autoft.network.build import build
 from autoft.search.jobs import Finished, FinishJob
 from autoft.selection.intervals import estimate
@@ -33,7 +33,6 @@ from autoft.training import metrics
 from autoft.training.checkpoint import SCORED
 from autoft.training.evaluate import EVALUATION_BATCH, logits_of
 from autoft.training.job import Images, Precision, Setup
-from autoft.training.trial import build_head
 from autoft.values import Backbone, Estimate, Preprocess, TrialResult
 
 Progress = Callable[[str, int, int], None]
@@ -81,8 +80,8 @@ def load_trial(setup: Setup, result: TrialResult) -> tuple[Network, Backbone]:
     config = result.config
     source = setup.sources[config.backbone.name]
     backbone = build(source, pretrained=False, image_size=setup.image_size)
-    head = build_head(config.head, backbone.num_features, len(setup.classes))
-    network = Network(backbone, head)
+    pool = str(config.train.get("pool", "native"))
+    network = assemble(backbone, config.head, len(setup.classes), pool, setup.image_size)
     path = setup.folder / "trials" / f"{result.number:04d}" / SCORED
     if not path.is_file():
         raise DataError(

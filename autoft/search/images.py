@@ -123,7 +123,7 @@ def chosen_metric(settings: Settings, data: Data) -> str:
         return settings.metric
     counts = np.bincount(data.catalog.labels[data.split.fold != TEST])
     counts = counts[counts > 0]
-    balanced = counts.max() >= doctor.IMBALANCED * counts.min()
+    balanced = counts.max() > doctor.IMBALANCED * counts.min()
     return "balanced_accuracy" if balanced else "accuracy"
 
 

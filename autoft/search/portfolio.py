@@ -19,6 +19,7 @@ Answers = dict[str, Value]
 PROBE: Answers = {"strategy": "head_only"}
 HEADS: tuple[Answers, ...] = (
     {"strategy": "head_only", "head": "norm_linear"},
+    {"strategy": "head_only", "head": "multilayer"},
     {"strategy": "head_only", "head": "cosine"},
     {"strategy": "head_only", "head": "mlp"},
 )
@@ -30,6 +31,11 @@ HALF: Answers = {"strategy": "freeze", "strategy.freeze.depth": 0.5}
 DEEP: Answers = {"strategy": "freeze", "strategy.freeze.depth": 0.75, "train.lr": 1e-4}
 SHALLOW: Answers = {"strategy": "freeze", "strategy.freeze.depth": 0.25, "train.lr": 3e-4}
 NORMS: Answers = {"strategy": "norm_bias", "train.lr": 1e-3}
+CLOSE: Answers = LIGHT | {"train.l2sp": 1e-2}
+LEARNING: Answers = HIGH | {"train.norm_mode": "train"}
+MEASURED: Answers = {"strategy": "rgn", "train.lr": 5e-4}
+EARLY: Answers = {"strategy": "surgical", "strategy.surgical.where": 0.0}
+ADAPTED: Answers = {"strategy": "lora", "train.lr": 1e-3}
 LATER: Answers = {"strategy": "probe_then_tune"}
 GRADUAL: Answers = {"strategy": "gradual"}
 FIRST = 2  # recipes that count as what a regime advises
@@ -37,11 +43,23 @@ FROM_SCRATCH = "resnet10t"  # small, and learns from random weights on little da
 SCRATCH: Answers = {"strategy": "scratch", "train.lr": 2e-3, "train.augment": "crop"}
 
 RECIPES: Mapping[str, tuple[Answers, ...]] = {
-    "small-similar": (DEEP, LIGHT, HALF, NORMS, FULL, GRADUAL, LATER),
-    "small-dissimilar": (HALF, SHALLOW, HIGH, NORMS, FULL, GRADUAL, LATER),
-    "large-similar": (FULL, HALF, HIGH, LATER, GRADUAL, NORMS),
-    "large-dissimilar": (HIGH, FULL, SHALLOW, SCRATCH, GRADUAL, NORMS, LATER),
-    "ambiguous": (HALF, FULL, HIGH, NORMS, GRADUAL, LATER),
+    "small-similar": (DEEP, CLOSE, HALF, NORMS, FULL, ADAPTED, GRADUAL, LATER, MEASURED, EARLY),
+    "small-dissimilar": (
+        HALF,
+        SHALLOW,
+        HIGH,
+        MEASURED,
+        LEARNING,
+        NORMS,
+        FULL,
+        EARLY,
+        GRADUAL,
+        LATER,
+        ADAPTED,
+    ),
+    "large-similar": (FULL, HALF, HIGH, LATER, GRADUAL, NORMS, MEASURED, ADAPTED, EARLY),
+    "large-dissimilar": (LEARNING, FULL, SHALLOW, SCRATCH, GRADUAL, MEASURED, EARLY, NORMS, LATER),
+    "ambiguous": (HALF, FULL, HIGH, NORMS, MEASURED, GRADUAL, ADAPTED, LATER, EARLY),
     "no-weights": (SCRATCH,),
 }
 

@@ -14,9 +14,11 @@ from autoft import plugins
 from autoft.data.inputs.hub import out_of_reach
 from autoft.data.splits.split import TEST
 from autoft.errors import AutoftError, DataError, MachineError, UsageError
+from autoft.network.provide import Provided
 from autoft.network.sources import Source, in_folder, resolve, suggest
-from autoft.search.engines import tasks
+from autoft.search.engines import tasks, weighing
 from autoft.search.engines.tasks import Described, Names
+from autoft.search.engines.weighing import LeftOut
 from autoft.search.folder import RunFolder
 from autoft.search.images import Data
 from autoft.search.portfolio import FROM_SCRATCH
@@ -67,6 +69,41 @@ def with_hint(error: UsageError, settings: Settings, local: Mapping[str, Source]
         return error
     hints = [suggest(name, local) for name in settings.backbones if name not in local]
     return UsageError(f"{error}{''.join(hints)}")
+
+
+def provide(
+    settings: Settings, sources: Mapping[str, Source], call: Call, emit: Emit
+) -> dict[str, Source]:
+    """Have the weights here before data is decoded; return the backbones that can be had.
+
+    What is told of each: the file, its SHA-256, its address, its licence.
+
+    Raises:
+        AutoftError: a backbone that was asked for by name cannot be had, or its licence is not
+            among those allowed.
+    """
+    asked = bool(settings.backbones)
+    emit("phase", name="weights", text=f"weights of {len(sources)} backbones")
+    found: dict[str, Source] = {}
+    refused = False
+    for label, source in sources.items():
+        each: Provided | LeftOut = call(
+            weighing.provide, source, settings.allow_license, settings.image_size or 0, asked
+        )
+        if isinstance(each, LeftOut):
+            emit("note", text=f"Left out: {each.text}")
+            refused = refused or each.exit_code == UsageError.exit_code
+            continue
+        found[label] = each.source
+        for note in each.notes:
+            emit("note", text=note)
+    if refused and not found and settings.allow_license:
+        raise UsageError(
+            f"No backbone here has weights that --allow-license "
+            f"{','.join(settings.allow_license)} allows. Allow more, or name --backbones; "
+            f"`autoft weights list` shows their licences."
+        )
+    return found
 
 
 def rank(

@@ -87,6 +87,9 @@ def _profile(session: Session, worker: Worker, limit: int) -> Profiled:
         session.emit("note", text=f"Left out: {reason}")
     device = begun.devices[0]
     sources = asked or local or prepare.tier_sources(begun.described, device, settings.time)
+    sources = prepare.provide(
+        settings, sources, lambda *asked: session.call(worker, *asked), session.emit
+    )
     setup = images.setup_of(settings, session.folder.path, data, sources, device)
     sample = sample_of(data, limit)
     labels = data.catalog.labels[data.split.fold != TEST]

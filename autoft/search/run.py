@@ -18,7 +18,7 @@ from autoft.data import doctor
 from autoft.errors import MachineError, UsageError
 from autoft.search import images, prepare
 from autoft.search.budget import Budget
-from autoft.search.configs import Space
+from autoft.search.configs import Space, read_fixed
 from autoft.search.director import Director
 from autoft.search.ending import end
 from autoft.search.engines import ray, tasks
@@ -42,6 +42,7 @@ from autoft.values import Estimate, TrialResult
 
 FINISH_SECONDS = 30.0  # for exports, before what grows with the images
 RANKING_SHARE = 0.4  # of the time is the most that ranking backbones may take
+LARGE = 20_000  # training images from which random weights may win and batch norms may learn
 LEAST_SHARE = 0.4  # of the time goes to trials at least, whatever the finish may need
 
 
@@ -88,19 +89,20 @@ def _search(session: Session, first: Worker) -> None:
         session.emit("note", text=f"Left out: {reason}")
     device = begun.devices[0]
     sources = asked or local or prepare.tier_sources(begun.described, device, settings.time)
-    data = images.decode(
-        settings, session.folder, listing, session.emit, lambda: _write_run(session)
-    )
-    setup = images.setup_of(settings, session.folder.path, data, sources, device)
 
     def call(task: Any, *arguments: Any) -> Any:
         return session.call(first, task, *arguments)
 
+    sources = prepare.provide(settings, sources, call, session.emit)
+    data = images.decode(
+        settings, session.folder, listing, session.emit, lambda: _write_run(session)
+    )
+    setup = images.setup_of(settings, session.folder.path, data, sources, device)
     ranking = RANKING_SHARE * session.left()
     setup, ranked = prepare.rank(settings, setup, call, session.emit, ranking)
     regime = prepare.measure_regime(settings, setup, data, ranked, call, session.emit)
     augments = prepare.augmentations(setup, ranked[0], call)
-    space = _space(begun.described.space, settings, setup, ranked, augments)
+    space = _space(begun.described.space, settings, setup, ranked, regime, augments)
     director = _director(session, space, setup, data, ranked, regime)
     _run_trials(session, director, setup, begun.devices, first)
     end(session, director, first, setup, data, regime)
@@ -120,11 +122,16 @@ def _space(
     settings: Settings,
     setup: Setup,
     ranked: Sequence[Ranked],
+    regime: Profile,
     augments: tuple[str, ...],
 ) -> Space:
-    """Narrow what is installed to what fits: scratch only where it can win, or was asked for."""
+    """Narrow what is installed to what fits: scratch only where it can win, or was asked for.
+
+    Raises:
+        UsageError: --fix gives an answer that there is not.
+    """
     pretrained = any(each.pretrained for each in ranked)
-    large = len(setup.train) >= 20_000
+    large = len(setup.train) >= LARGE
     strategies = {
         name: info
         for name, info in space.strategies.items()
@@ -133,12 +140,17 @@ def _space(
         or (not info.pretrained and (large or not pretrained))
         or not info.trains_backbone
     }
-    return replace(
+    narrowed = replace(
         space,
         backbones=tuple(each.label for each in ranked),
         strategies=strategies,
         augments=augments,
+        batch_norms=frozenset(each.label for each in ranked if each.batch_norms),
+        imbalanced=regime.imbalance > doctor.IMBALANCED,
+        metric=setup.metric,
+        large=large,
     )
+    return replace(narrowed, fixed=read_fixed(narrowed, settings.fix))
 
 
 def _director(

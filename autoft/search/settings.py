@@ -97,6 +97,12 @@ class Settings(BaseModel):
     weights: Annotated[str | None, BeforeValidator(_expand)] = Field(
         None, description="Folder whose sub-folders hold weights."
     )
+    allow_license: Names = Field(
+        (), description="Licences of weights that may be used; commercial or any."
+    )
+    fix: Names = Field(
+        (), description="Answers that are given: train.sam=0.05,head.mlp.hidden=256."
+    )
     metric: Literal["auto", "accuracy", "balanced_accuracy", "macro_f1"] = Field(
         "auto", description="What the search maximises on the validation part."
     )

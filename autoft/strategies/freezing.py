@@ -1,7 +1,9 @@
 """Freezing strategies: one learning-rate multiplier per stage, input first, 0 = frozen.
 
 `progress` runs from 0 to 1 over the training of a trial, so a strategy may change on the way. A
-strategy whose fixed option `pretrained` is False starts from random weights.
+strategy whose fixed option `pretrained` is False starts from random weights. `bottom` is one
+thing everywhere: the rate of the first stage that is trained as a ratio of the last one's, so that
+a value means the same on networks of 5 stages and of 24.
 """
 
 from __future__ import annotations
@@ -22,11 +24,34 @@ def freeze(
     progress: float,
     *,
     depth: Annotated[float, Float(0.1, 0.95)] = 0.5,
-    decay: Annotated[float, Float(0.3, 1.0)] = 0.7,
+    bottom: Annotated[float, Float(0.001, 1.0, log=True)] = 0.3,
 ) -> list[float]:
-    """Freeze the first `depth` share of the stages; slow the others by `decay` per stage down."""
+    """Freeze the first `depth` share of the stages, but never the last; train the others.
+
+    The default of `bottom` is about what the upper half of `full` has at its own default.
+    """
     frozen = min(round(depth * num_stages), num_stages - 1)
-    return [0.0] * frozen + [decay ** (num_stages - 1 - i) for i in range(frozen, num_stages)]
+    return [0.0] * frozen + _geometric(num_stages - frozen, bottom)
+
+
+def surgical(
+    num_stages: int,
+    progress: float,
+    *,
+    where: Annotated[float, Float(0.0, 1.0)] = 0.5,
+    width: Annotated[float, Float(0.1, 0.6)] = 0.25,
+) -> list[float]:
+    """Train one run of neighbouring stages, and freeze those before and behind it.
+
+    The run holds a `width` share of the stages, at least one. `where` slides it: at 0 it begins
+    with the first stage, at 1 it ends with the last. Early runs suit images that look different,
+    middle ones new kinds of objects, late ones other labels for what is known.
+
+    Source: Lee et al. 2022, "Surgical Fine-Tuning Improves Adaptation to Distribution Shifts".
+    """
+    trained = max(1, round(width * num_stages))
+    first = round(where * (num_stages - trained))
+    return [1.0 if first <= i < first + trained else 0.0 for i in range(num_stages)]
 
 
 def full(
@@ -37,8 +62,7 @@ def full(
 ) -> list[float]:
     """Train everything; the first stage learns at `bottom` times the rate of the last.
 
-    The ratio is of the two ends, not per stage, so that one value means the same on a network of
-    5 stages and of 24. The default is the 10x rule of fine-tuning.
+    The default is the 10x rule of fine-tuning.
     """
     return _geometric(num_stages, bottom)
 
@@ -53,7 +77,7 @@ def gradual(
     progress: float,
     *,
     until: Annotated[float, Float(0.2, 0.9)] = 0.6,
-    bottom: Annotated[float, Float(0.01, 1.0, log=True)] = 0.1,
+    bottom: Annotated[float, Float(0.001, 1.0, log=True)] = 0.1,
 ) -> list[float]:
     """Unfreeze from the last stage down, one by one, until all train at `until` of the run.
 
@@ -79,7 +103,10 @@ def probe_then_tune(
 
 
 def norm_bias(num_stages: int, progress: float) -> list[Rates]:
-    """Train only the scales and shifts of norms and the biases; every other weight stays."""
+    """Train only the scales and shifts of norms and the biases; every other weight stays.
+
+    Source: Ben Zaken et al. 2022 (BitFit), and Cai et al. 2020 (TinyTL) for convolutions.
+    """
     return [Rates(weights=0.0, norms=1.0, biases=1.0)] * num_stages
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from autoft.network.heads import OPTION, Wanted
+from autoft.space import Choice, read_signature
 from autoft.testing.strategies import choices_at_the_ends
 
 BATCH = 4
@@ -98,6 +101,21 @@ def check_features_are_not_modified(plugin: Head) -> None:
             )
 
 
+def check_features_are_known(plugin: Head) -> None:
+    """A head that has an option `features` takes "final" or "stages", whatever is chosen."""
+    for parameter in read_signature(plugin):
+        if parameter.name != OPTION:
+            continue
+        chosen = parameter.range
+        options = chosen.options if isinstance(chosen, Choice) else (parameter.default,)
+        unknown = [option for option in options if option not in get_args(Wanted)]
+        if unknown:
+            raise AssertionError(
+                f"The head's `{OPTION}` may be {unknown[0]!r}; 'final' or 'stages' was expected: "
+                f"what the backbone returns, or the pooled features of all its stages."
+            )
+
+
 def _heads(plugin: Head) -> Iterator[tuple[nn.Module, int, str]]:
     """Yield the head in training mode, its number of classes, and its choices in words."""
     for choices in choices_at_the_ends(plugin):
@@ -134,4 +152,5 @@ HEAD_CHECKS = (
     check_every_parameter_gets_a_gradient,
     check_rows_are_scored_alone,
     check_features_are_not_modified,
+    check_features_are_known,
 )

@@ -17,6 +17,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from autoft.data.cache.files import write_bytes_atomic, write_json_atomic
+from autoft.network.adapters import merged_state
 from autoft.training.job import Outcome, Report, TrialJob
 
 SCORED, LAST = "scored.safetensors", "last.safetensors"
@@ -46,15 +47,23 @@ def append_curve(folder: Path, report: Report) -> None:
 
 
 def save_scored(folder: Path, network: nn.Module) -> None:
-    """Write the network's weights as those that the latest score belongs to."""
-    write_bytes_atomic(folder / SCORED, save(_detached(network.state_dict())))
+    """Write the network's weights as those that the latest score belongs to.
+
+    What adapters add is merged into the weights: a plain build of the network takes them.
+    """
+    write_bytes_atomic(folder / SCORED, save(_detached(merged_state(network))))
 
 
 def save_last(
-    folder: Path, network: nn.Module, optimizer: torch.optim.Optimizer, state: State
+    folder: Path,
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: State,
+    average: Mapping[str, Tensor],
 ) -> None:
-    """Write all that is needed to go on with the next epoch."""
+    """Write all that is needed to go on with the next epoch; `average` may be empty."""
     tensors = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
+    tensors |= {f"average.{name}": tensor for name, tensor in average.items()}
     for index, slots in optimizer.state_dict()["state"].items():
         for name, value in slots.items():
             if value is not None:  # SGD keeps None for a parameter that never moved
@@ -63,26 +72,32 @@ def save_last(
     write_bytes_atomic(folder / LAST, save(_detached(tensors), metadata=metadata))
 
 
-def load_last(folder: Path, network: nn.Module, optimizer: torch.optim.Optimizer) -> State:
-    """Restore the latest state into `network` and `optimizer`; a fresh one if there is none."""
+def load_last(
+    folder: Path, network: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[State, dict[str, Tensor]]:
+    """Restore the latest state into `network` and `optimizer`; a fresh one if there is none.
+
+    Returned are how far it had come and the state of the average, if there was one.
+    """
     try:
         with safe_open(folder / LAST, framework="pt") as file:
             metadata = file.metadata()
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (FileNotFoundError, SafetensorError, OSError):
-        return State()
-    prefix = "network."
-    weights = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
-    network.load_state_dict(weights)
+        return State(), {}
+    network.load_state_dict(_below("network.", tensors))
     slots: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        if not name.startswith(prefix):
-            _, index, slot = name.split(".", 2)
-            slots.setdefault(int(index), {})[slot] = tensor
+    for name, tensor in _below("optimizer.", tensors).items():
+        index, slot = name.split(".", 1)
+        slots.setdefault(int(index), {})[slot] = tensor
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": slots, "param_groups": groups})
     state = json.loads(metadata["state"])
-    return State(**{**state, "scores": tuple(state["scores"])})
+    return State(**{**state, "scores": tuple(state["scores"])}), _below("average.", tensors)
+
+
+def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
 
 def finish(folder: Path, outcome: Outcome) -> None:

@@ -25,6 +25,7 @@ from autoft.data.cache.files import cache_root, write_bytes_atomic
 from autoft.data.views import evaluation_batches
 from autoft.errors import DataError
 from autoft.network.build import build
+from autoft.network.pooling import Pooling
 from autoft.training.evaluate import EVALUATION_BATCH
 from autoft.training.job import Images, Precision, Rows, Setup
 from autoft.training.measures import UnfitWeights
@@ -64,18 +65,21 @@ def pooled_features(  # noqa: PLR0913 - two are of use to some callers only
 ) -> Features:
     """Return features (N, num_features) of `part` in eval mode, from the cache where they are.
 
-    `network` is the fingerprint of `module`, where it is known.
+    `module` is that of a backbone, or a `Pooling` of one. `network` is the fingerprint of the
+    backbone's module, where it is known.
     """
     device = torch.device(setup.device)
+    backbone = module.backbone if isinstance(module, Pooling) else module
+    identity = module.identity if isinstance(module, Pooling) else "native"
 
     def compute(rows: Rows) -> Iterator[Features]:
-        module.eval()
+        backbone.eval()
         for images in evaluation_batches(setup.store, rows, pre, EVALUATION_BATCH, flip=flip):
             with torch.inference_mode(), autocast(precision, device):
                 yield as_array(module(place(images, precision, device)))
 
-    view = ("final", pre, precision.bf16, flip)
-    key = cache_key(network or fingerprint(module, setup), setup, view)
+    view = (identity, pre, precision.bf16, flip)
+    key = cache_key(network or fingerprint(backbone, setup), setup, view)
     return remembered(key, part.rows, compute, progress)
 
 

@@ -68,7 +68,7 @@ class Images:
 
 @dataclass(frozen=True)
 class Precision:
-    """How a network runs: bf16 or fp32 arithmetic, channels-last or contiguous memory, compiled."""
+    """How a network runs: in bf16 or fp32, channels-last or contiguous, compiled or not."""
 
     bf16: bool = False
     channels_last: bool = False
@@ -102,7 +102,8 @@ class Ranked:
     """What was measured of a backbone: probe scores, speed, and what it is; or why it cannot be.
 
     Speeds are images per second: forward in its best format, forward in fp32 on
-    the CPU, and trained whole.
+    the CPU, and trained whole; `timings` has the last of every format that was tried. `uncut`
+    says why a frozen prefix cannot be split off (empty: it can).
     """
 
     label: str
@@ -113,8 +114,11 @@ class Ranked:
     images_per_second: float = 0.0
     fp32_images_per_second: float = 0.0
     trained_per_second: float = 0.0
+    timings: Mapping[str, float] = field(default_factory=dict)
     num_stages: int = 0
     parameters: int = 0
+    batch_norms: int = 0
+    uncut: str = ""
     pretrained: bool = True
     source: str = ""
     license: str = ""
@@ -139,7 +143,10 @@ class TrialJob:
 
 @dataclass(frozen=True)
 class Report:
-    """The state of a trial after an epoch; the score is of the validation part."""
+    """The state of a trial after an epoch; the score is of the validation part.
+
+    `micro_batch` is how many images fitted into the memory at once (0: whole batches).
+    """
 
     number: int
     epoch: int
@@ -147,6 +154,7 @@ class Report:
     loss: float
     train_loss: float
     seconds: float
+    micro_batch: int = 0
 
 
 @dataclass(frozen=True)

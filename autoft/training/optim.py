@@ -9,26 +9,30 @@ from torch import nn
 
 from autoft.network.assemble import Network
 from autoft.network.stages import kind_of_parameters
-from autoft.training.recipe import SGD_FACTOR, Recipe
+from autoft.training.recipe import SGD_FACTOR, TRANSFORMER_FACTOR, Recipe
 
 WARMUP = 0.1  # share of the run
-HEAD = -1  # the "stage" of the head
+COOLDOWN = 0.2  # share of the run in which warm-up-stable-decay comes down
+HEAD = -1  # the "stage" of the head and of what pools for it
+DECAYING = ("weights", "adapters")
 
 
 def make_optimizer(network: Network, recipe: Recipe) -> torch.optim.Optimizer:
     """Return an optimiser whose groups carry `stage` and `kind`; norms and biases do not decay.
 
     Every parameter is in it from the start. One that is frozen has no gradient, and torch passes
-    over it: no step, no decay, no momentum.
+    over it: no step, no decay, no momentum. Where the backbone is drawn to its start (`l2sp`), it
+    does not decay towards zero.
     """
     groups = [
         _group(parameters, stage, kind, recipe)
         for (stage, kind), parameters in network.groups().items()
     ]
-    kinds = kind_of_parameters(network.head)
-    for kind in sorted(set(kinds.values())):
-        members = [p for name, p in network.head.named_parameters() if kinds[name] == kind]
-        groups.append(_group(members, HEAD, kind, recipe))
+    for part in (network.pool, network.head):
+        kinds = kind_of_parameters(part)
+        for kind in sorted(set(kinds.values())):
+            members = [p for name, p in part.named_parameters() if kinds[name] == kind]
+            groups.append(_group(members, HEAD, kind, recipe))
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=recipe.lr * SGD_FACTOR, momentum=0.9, nesterov=True)
     return torch.optim.AdamW(groups, lr=recipe.lr)
@@ -37,31 +41,43 @@ def make_optimizer(network: Network, recipe: Recipe) -> torch.optim.Optimizer:
 def _group(
     parameters: list[nn.Parameter], stage: int, kind: str, recipe: Recipe
 ) -> dict[str, object]:
-    decays = kind == "weights"
+    anchored = stage != HEAD and recipe.l2sp > 0
     decay = recipe.weight_decay / (SGD_FACTOR if recipe.optimizer == "sgd" else 1.0)
     return {
         "params": parameters,
         "stage": stage,
         "kind": kind,
-        "weight_decay": decay if decays else 0.0,
+        "weight_decay": decay if kind in DECAYING and not anchored else 0.0,
     }
 
 
 def set_learning_rates(
     optimizer: torch.optim.Optimizer, network: Network, recipe: Recipe, progress: float
 ) -> None:
-    """Write the learning rate of every group: base rate x stage's rate x schedule."""
-    factor = schedule(progress) * (SGD_FACTOR if recipe.optimizer == "sgd" else 1.0)
+    """Write the learning rate of every group: base rate x stage's rate x schedule.
+
+    The base rate of the backbone goes by the optimiser and by the family of the network.
+    """
+    factor = schedule(recipe.schedule, progress)
+    factor *= SGD_FACTOR if recipe.optimizer == "sgd" else 1.0
+    family = TRANSFORMER_FACTOR if network.transformer else 1.0
     for group in optimizer.param_groups:
         if group["stage"] == HEAD:
             group["lr"] = recipe.head_lr * factor
         else:
             rate = getattr(network.rates[group["stage"]], group["kind"])
-            group["lr"] = recipe.lr * rate * factor
+            group["lr"] = recipe.lr * rate * factor * family
 
 
-def schedule(progress: float) -> float:
-    """Return the multiplier at `progress` in [0, 1): linear warm-up, then half a cosine to 0."""
+def schedule(name: str, progress: float) -> float:
+    """Return the multiplier at `progress` in [0, 1): linear warm-up, then `name` down to 0.
+
+    "cosine" is half a cosine; "wsd" stays at 1 and comes down in a line at the end, so that
+    scores on the way are of the full rate, however long the run (Hu et al. 2024, arXiv
+    2404.06395).
+    """
     if progress < WARMUP:
         return 0.1 + 0.9 * progress / WARMUP
+    if name == "wsd":
+        return min(1.0, (1.0 - progress) / COOLDOWN)
     return 0.5 * (1 + math.cos(math.pi * (progress - WARMUP) / (1 - WARMUP)))

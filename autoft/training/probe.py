@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from autoft.network.stages import kind_of_parameters
-from autoft.training.losses import weighted_cross_entropy
+from autoft.training.losses import Loss
 from autoft.training.optim import schedule
 from autoft.training.recipe import Recipe
 
@@ -23,18 +23,19 @@ class NonFiniteLoss(Exception):
     """The loss became NaN or infinite; the trial ends, the run goes on."""
 
 
-def fit_head(  # noqa: PLR0913 (data, recipe and three things asked for by name)
+def fit_head(  # noqa: PLR0913 (data, recipe and what is asked for by name)
     head: nn.Module,
     features: Tensor,
     labels: Tensor,
     recipe: Recipe,
     *,
+    loss: Loss,
     seed: int,
     weights: Tensor | None = None,
     rounds: int = 1,
     after_round: AfterRound | None = None,
 ) -> None:
-    """Train `head` on features (N, F) and labels (N,) in place.
+    """Train `head` on features (N, F) and labels (N,) in place, by `loss`.
 
     `weights` (N,), of mean 1, scale the loss of each image (None: all are 1). The run is cut into
     `rounds` of equal length; `after_round(index, train_loss)` may return False to stop.
@@ -55,16 +56,16 @@ def fit_head(  # noqa: PLR0913 (data, recipe and three things asked for by name)
             order = torch.randperm(len(features), generator=generator)
         chosen, order = order[:batch].to(features.device), order[batch:]
         for group in optimizer.param_groups:
-            group["lr"] = recipe.head_lr * schedule(step / total)
+            group["lr"] = recipe.head_lr * schedule(recipe.schedule, step / total)
         logits = head(features[chosen])
         targets = functional.one_hot(labels[chosen], logits.shape[1]).to(logits.dtype)
-        loss = weighted_cross_entropy(logits, targets, weights[chosen], recipe.smoothing)
-        if not torch.isfinite(loss):
+        value = loss(logits, targets, weights[chosen])
+        if not torch.isfinite(value):
             raise NonFiniteLoss(f"non_finite_loss at step {step} (head_lr={recipe.head_lr:g})")
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        value.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         optimizer.step()
-        mean_loss = loss.detach() if step == 0 else mean_loss.lerp(loss.detach(), 0.02)
+        mean_loss = value.detach() if step == 0 else mean_loss.lerp(value.detach(), 0.02)
         done, before = (step + 1) * rounds // total, step * rounds // total
         if done > before and after_round and not after_round(done, float(mean_loss)):
             return

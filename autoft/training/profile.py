@@ -16,35 +16,33 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from autoft.data.views import evaluation_batches
 from autoft.errors import PluginError
+from autoft.network.pooling import Pooling
 from autoft.training.classify import Fit, cross_validate, logistic, majority, nearest
 from autoft.training.evaluate import EVALUATION_BATCH
 from autoft.training.features import (
     Features,
     as_array,
     built,
-    cache_key,
     fingerprint,
-    remembered,
-    stages_of,
+    pooled_features,
     weights_hash,
 )
-from autoft.training.job import Precision, Rows, Setup
+from autoft.training.job import Images, Precision, Setup
 from autoft.training.measures import Measured, OutOfFold, Sample, failure
 from autoft.training.precision import memory_format, place
 from autoft.training.remember import identity, key_of, recall, remember
-from autoft.training.taps import calibrate, tapped
 from autoft.values import Backbone, Preprocess
 
 PLAIN = Precision(bf16=False, channels_last=True)  # the same numbers whatever else runs
 CALIBRATION = 256  # images for the norms of a random network
 PIXELS, CELLS, ANGLES = 16, 4, 8  # thumbnails; cells a side and directions of the gradients
 
-KIND, VERSION = "profile", 2
+KIND, VERSION = "profile", 3
 
 Progress = Callable[[str, int, int], None]
 Told = Callable[[int, int], None]
@@ -160,40 +158,36 @@ def _staged(
 ) -> tuple[Features, Features, tuple[int, ...]]:
     """Return final features (N, F), those of all stages (N, M), and stages that cannot be seen.
 
+    They are what a head on the features of all stages is trained with.
+
     Raises:
         PluginError: the features are not finite.
     """
-    device = torch.device(setup.device)
-    module, pre = backbone.module, setup.preprocess(backbone)
-    module.to(device).to(memory_format=memory_format(PLAIN)).eval()
-    with tapped(backbone) as taps, torch.inference_mode():
-        blank = torch.zeros(2, 3, setup.image_size, setup.image_size)
-        module(place(blank, PLAIN, device))  # shows which taps fire, and the memory layout
-        seen = sorted(taps.pooled)
-        width = sum(taps.pooled[stage].shape[1] for stage in seen)
-
-        def compute(rows: Rows) -> Iterator[Features]:
-            for images in evaluation_batches(setup.store, rows, pre, EVALUATION_BATCH):
-                taps.clear()
-                with torch.inference_mode():
-                    final = module(place(images, PLAIN, device))
-                    yield as_array(torch.cat([*(taps.pooled[s] for s in seen), final], dim=1))
-
-        key = cache_key(network, setup, ("stages", pre, stages_of(backbone)))
-        together = remembered(key, sample.rows, compute, told)
-    if not np.isfinite(together).all():
+    backbone.module.to(setup.device).to(memory_format=memory_format(PLAIN))
+    pool = Pooling(backbone, "stages", setup.image_size)
+    images, pre = Images(sample.rows, sample.labels), setup.preprocess(backbone)
+    stages = pooled_features(pool, setup, images, pre, PLAIN, network=network, progress=told)
+    if not np.isfinite(stages).all():
         raise PluginError(
             "The features of this backbone are not finite on these images. Choose other weights."
         )
-    final, stages = together[:, width:], together[:, :width]
-    untapped = tuple(sorted(set(range(len(backbone.stages))) - set(seen)))
-    return final, _with_final(stages, final), untapped
+    return stages[:, -backbone.num_features :], stages, pool.unseen
 
 
-def _with_final(stages: Features, final: Features) -> Features:
-    """Add the final features to those of the stages, unless the last stage gives the same."""
-    last = stages[:, max(0, stages.shape[1] - final.shape[1]) :]
-    if last.shape == final.shape and np.allclose(last, final, rtol=1e-3, atol=1e-4):
-        return stages
-    joined: Features = np.concatenate([stages, final], axis=1)
-    return joined
+@torch.inference_mode()
+def calibrate(module: nn.Module, batches: Iterator[Tensor]) -> None:
+    """Set the statistics of batch norms to those of `batches`; the rest stays in eval mode."""
+    module.eval()
+    kinds = nn.modules.batchnorm._BatchNorm
+    all_norms = [each for each in module.modules() if isinstance(each, kinds)]
+    norms = [norm for norm in all_norms if norm.running_mean is not None]
+    kept = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the plain average over all batches
+        norm.train()
+    for images in batches if norms else ():
+        module(images)
+    for norm, momentum in zip(norms, kept, strict=True):
+        norm.momentum = momentum
+        norm.eval()

@@ -6,29 +6,47 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from autoft.space import Choice, Float
+from autoft.values import NormMode
 
 HeadRate = Annotated[float, Float(1e-4, 3e-2, log=True)]
 Decay = Annotated[float, Float(1e-4, 3e-1, log=True)]
 Smoothing = Annotated[float, Choice(0.0, 0.05, 0.1)]
+Balance = Annotated[str, Choice("none", "logit_adjust", "class_balanced", "focal")]
+Pool = Annotated[str, Choice("native", "avgmax", "gem")]
 
 AUGMENTS = ("none", "crop", "shift_flip", "crop_flip", "strong", "trivial")
 UPRIGHT = ("none", "crop")  # those that neither mirror nor turn: for images such as digits
+EXPERT = ("ema", "sam")  # at their defaults unless they are fixed by name: they seldom pay
 
 SGD_FACTOR = 30.0  # SGD wants about 30 times AdamW's rate, so that one range serves both
+TRANSFORMER_FACTOR = 0.25  # and transformers a quarter of what convolutions take
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Learning rates are of AdamW, for the last stage (`lr`) and for the head (`head_lr`)."""
+    """Learning rates are of AdamW on convolutions: for the last stage (`lr`), for the head.
 
-    lr: float
+    `balance` is what is done about uneven classes, `pool` what the head is given of the last
+    stage, `norm_mode` what pre-trained batch norms do. `l2sp` draws weights to where they began,
+    `ema` scores an average of the latest weights, `sam` is the radius in which the loss shall be
+    flat (0: off).
+    """
+
     head_lr: float
     weight_decay: float
     smoothing: float
-    augment: str
-    mix: str
-    batch_size: int
-    optimizer: str
+    balance: str
+    pool: str
+    lr: float = 0.0
+    augment: str = "none"
+    mix: str = "none"
+    batch_size: int = 64
+    optimizer: str = "adamw"
+    schedule: str = "cosine"
+    norm_mode: NormMode = "affine"
+    l2sp: float = 0.0
+    ema: bool = False
+    sam: float = 0.0
 
 
 def tuning(  # noqa: PLR0913 (the signature is the search space)
@@ -37,13 +55,36 @@ def tuning(  # noqa: PLR0913 (the signature is the search space)
     head_lr: HeadRate = 1e-3,
     weight_decay: Decay = 0.02,
     smoothing: Smoothing = 0.05,
+    balance: Balance = "none",
+    pool: Pool = "native",
     augment: Annotated[str, Choice(*AUGMENTS)] = "crop_flip",
     mix: Annotated[str, Choice("none", "mixup", "cutmix")] = "none",
     batch_size: Annotated[int, Choice(16, 32, 64)] = 32,
     optimizer: Annotated[str, Choice("adamw", "sgd")] = "adamw",
+    schedule: Annotated[str, Choice("cosine", "wsd")] = "cosine",
+    norm_mode: Annotated[NormMode, Choice("frozen", "affine", "train")] = "affine",
+    l2sp: Annotated[float, Choice(0.0, 1e-3, 1e-2, 1e-1)] = 0.0,
+    ema: Annotated[bool, Choice(False, True)] = False,
+    sam: Annotated[float, Choice(0.0, 0.02, 0.05, 0.1)] = 0.0,
 ) -> Recipe:
     """Return the recipe of a trial that trains the backbone."""
-    return Recipe(lr, head_lr, weight_decay, smoothing, augment, mix, batch_size, optimizer)
+    return Recipe(
+        head_lr,
+        weight_decay,
+        smoothing,
+        balance,
+        pool,
+        lr,
+        augment,
+        mix,
+        batch_size,
+        optimizer,
+        schedule,
+        norm_mode,
+        l2sp,
+        ema,
+        sam,
+    )
 
 
 def probing(
@@ -51,6 +92,8 @@ def probing(
     head_lr: HeadRate = 3e-3,
     weight_decay: Decay = 0.1,
     smoothing: Smoothing = 0.0,
+    balance: Balance = "none",
+    pool: Pool = "native",
 ) -> Recipe:
     """Return the recipe of a trial that trains the head alone, on cached features."""
-    return Recipe(0.0, head_lr, weight_decay, smoothing, "none", "none", 64, "adamw")
+    return Recipe(head_lr, weight_decay, smoothing, balance, pool)

@@ -28,11 +28,19 @@ def key_of(setup: Setup, *parts: object) -> str:
 
     The machine counts, because speeds are measured too.
     """
+    return place_of(setup, setup.store.key, setup.store.resize, *parts)
+
+
+def place_of(setup: Setup, *parts: object) -> str:
+    """Return what tells a measurement of `parts` from others, whatever data it is made for.
+
+    That is the machine and its device, the number of threads, the libraries and the image size.
+    """
     device = torch.device(setup.device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
     place = (platform.node(), device.type, name, setup.threads)
     library = tuple(version(each) for each in LIBRARIES)
-    return digest(place, library, setup.store.key, setup.store.resize, setup.image_size, *parts)
+    return digest(place, library, setup.image_size, *parts)
 
 
 def identity(network: str, source: Source, backbone: Backbone) -> tuple[object, ...]:

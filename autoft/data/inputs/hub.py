@@ -19,13 +19,11 @@ from autoft.data.inputs.tables import ROLES
 from autoft.data.pixels.decode import IMAGE_SUFFIXES, Progress
 from autoft.data.reading import PART_WORDS, PartName
 from autoft.errors import AutoftError, DataError, MachineError, UsageError
+from autoft.weights import offline
 
 HUB_PREFIX: Final = "hf://"
 NO_IMAGE: Final = "rows without an image"
 NO_LABEL: Final = "rows without a label"
-OFFLINE: Final = ("AUTOFT_OFFLINE", "HF_HUB_OFFLINE")
-"""Variables that forbid the network where they are 1."""
-
 _HUB: Final = "https://huggingface.co"
 _LOOK_SECONDS: Final = 3.0
 _BATCH: Final = 64  # images in memory at a time
@@ -66,11 +64,6 @@ def stash_hub(dataset: str, progress: Progress | None = None) -> Stashed:
         [HUB_PREFIX, _VERSION, name, revision, config],
         lambda folder: _fill(_load(dataset, name, revision, config), dataset, folder, progress),
     )
-
-
-def offline() -> str:
-    """Return the variable that forbids the network, or nothing."""
-    return next((name for name in OFFLINE if os.environ.get(name) == "1"), "")
 
 
 def _load(dataset: str, name: str, revision: str | None, config: str | None) -> Mapping[str, Any]:

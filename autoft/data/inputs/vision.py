@@ -12,11 +12,11 @@ from typing import Any, Final
 from PIL import Image
 
 from autoft.data.inputs.folders import suffix_of
-from autoft.data.inputs.hub import offline
 from autoft.data.inputs.stash import Fetched, Stashed, stash, write_images
 from autoft.data.pixels.decode import Progress
 from autoft.data.reading import PartName
 from autoft.errors import DataError, MachineError, UsageError, did_you_mean
+from autoft.weights import offline
 
 TORCHVISION_PREFIX: Final = "torchvision:"
 _VERSION: Final = 1  # raise it when what is written changes

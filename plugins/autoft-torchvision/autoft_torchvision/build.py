@@ -8,10 +8,28 @@ from torchvision.models import WeightsEnum, get_model_weights
 from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
 from autoft import Backbone
+from autoft.weights import Function, Weights, published
 from autoft_torchvision.architectures import Body, body_of, resnet
-from autoft_torchvision.weights import fetch, fetch_coco_body, fit
+from autoft_torchvision.weights import fetch, fetch_coco_body, fit, published_file
 
+PREFIX = "tv_"
 COCO_IMAGE_SIZE = 224
+
+
+def from_torchvision(function: Function) -> Function:
+    """Let a backbone's function tell the file that torchvision publishes for it, by its name."""
+
+    def locate() -> Weights:
+        return published_file(get_model_weights(name).DEFAULT, f"{PREFIX}{name}", "in1k")
+
+    name = function.__name__.removeprefix(PREFIX)
+    return published(locate)(function)
+
+
+def locate_coco() -> Weights:
+    """Return the file of the Faster R-CNN that holds the ResNet-50 trained on COCO."""
+    weights = FasterRCNN_ResNet50_FPN_Weights.COCO_V1
+    return published_file(weights, "tv_resnet50_coco", "coco")
 
 
 def build(name: str, *, pretrained: bool, image_size: int = 0) -> Backbone:
@@ -24,7 +42,7 @@ def build(name: str, *, pretrained: bool, image_size: int = 0) -> Backbone:
         UsageError: `image_size` does not fit the architecture.
     """
     weights: WeightsEnum = get_model_weights(name).DEFAULT
-    state = fetch(weights, f"tv_{name}") if pretrained else {}
+    state = fetch(weights, f"{PREFIX}{name}") if pretrained else {}
     body = body_of(name, image_size)
     if pretrained:
         body.module.load_state_dict(fit(state, body.module, image_size))

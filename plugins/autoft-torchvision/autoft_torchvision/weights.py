@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.hub import HASH_REGEX, download_url_to_file
 from torchvision.models import WeightsEnum
 from torchvision.models.vision_transformer import interpolate_embeddings
 
 from autoft import MachineError
+from autoft.weights import Told, Weights, offline, quiet
 
-OFFLINE = ("HF_HUB_OFFLINE", "AUTOFT_OFFLINE")
 POSITIONS = "encoder.pos_embedding"
 PATCH_SIZE = 16
 COCO_BODY = "backbone.body."
@@ -30,28 +30,58 @@ def fetch(weights: WeightsEnum, name: str) -> State:
     Raises:
         MachineError: the file is absent and cannot be downloaded, or it is damaged.
     """
-    path = cached(weights)
-    if not path.is_file() and (switch := _offline()):
-        raise _explain(weights, name, f"{switch}=1 forbids the network")
+    path = download(weights, name, quiet, again=False)
     try:
-        state: State = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
+        state: State = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle raises whatever its bytes happen to mean
-        if path.is_file():
-            reason = f"it cannot be read ({type(error).__name__}); if it is damaged, delete it"
-        else:
-            reason = f"downloading failed ({error})"
+        reason = f"it cannot be read ({type(error).__name__}); if it is damaged, delete it"
         raise _explain(weights, name, reason) from error
     return state
+
+
+def published_file(weights: WeightsEnum, name: str, source: str) -> Weights:
+    """Return what is known of the file of `weights` before it is read; `name` is the backbone's.
+
+    torchvision states no licence for weights.
+    """
+    file = cached(weights)
+    start = HASH_REGEX.search(file.name)
+    return Weights(
+        origin=weights.url,
+        place=str(file.parent),
+        path=str(file) if file.is_file() else "",
+        source=source,
+        sha256=start[1] if start else "",
+        get=lambda told, again: download(weights, name, told, again=again),
+    )
+
+
+def download(weights: WeightsEnum, name: str, told: Told, *, again: bool) -> Path:
+    """Return the file of `weights` in torch's cache, fetched if it is not there.
+
+    Raises:
+        MachineError: it is absent and cannot be downloaded, or arrives damaged.
+    """
+    path = cached(weights)
+    if path.is_file() and not again:
+        return path
+    if switch := offline():
+        raise _explain(weights, name, f"{switch}=1 forbids the network")
+    start = HASH_REGEX.search(path.name)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        download_url_to_file(weights.url, str(path), start[1] if start else None, progress=False)
+    except Exception as error:  # urllib raises what sockets raise, torch a RuntimeError
+        raise _explain(weights, name, f"downloading failed ({error})") from error
+    size = path.stat().st_size
+    told(size, size)
+    return path
 
 
 def cached(weights: WeightsEnum) -> Path:
     """Return where torch keeps, or would keep, the file of `weights`."""
     url: str = weights.url
     return Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
-
-
-def _offline() -> str:
-    return next((switch for switch in OFFLINE if os.environ.get(switch) == "1"), "")
 
 
 def _explain(weights: WeightsEnum, name: str, reason: str) -> MachineError:

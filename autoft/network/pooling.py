@@ -1,0 +1,164 @@
+"""What a head is given of a backbone: its own features, another pooling, or those of all stages.
+
+Average and maximum side by side: the practice of fastai. Generalised mean: Radenovic et al. 2018,
+arXiv 1711.02512. The pooled features of all stages: a plain form of Head2Toe (Evci et al. 2022,
+arXiv 2201.03529).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+
+from autoft.errors import PluginError, UsageError, did_you_mean
+from autoft.network.taps import Taps, places, tap
+from autoft.values import Backbone
+
+POOLS: Final = ("native", "avgmax", "gem")
+"""How the last map of a backbone becomes features; native: as the weights were trained."""
+
+KINDS: Final = (*POOLS, "stages")
+EPSILON: Final = 1e-6  # the least activation that the generalised mean counts
+START: Final = 3.0  # exponent of the generalised mean
+
+
+class Pooling(nn.Module):
+    """Map normalised images (N, 3, H, W) to features (N, num_features) of a backbone.
+
+    `kind` is one of `KINDS`:
+
+    - `native`: what the backbone itself returns.
+    - `avgmax`, `gem`: of the last map with more than one position, which may be (N, C, H, W),
+      (N, H, W, C) or tokens (N, T, C); class and register tokens are left out, since they stand
+      for no place. Stages that come after that map, such as a norm behind the network's own
+      pooling, take no part; `map_stage` is the last stage that does.
+    - `stages`: averages of the end of every stage, input first, and what the backbone returns
+      last, once; `unseen` names the stages whose end no module returns.
+
+    The backbone is used, and is no part of this module: its parameters keep their names, and mode
+    and device are its owner's. Modules that are put in or taken out later are not seen.
+
+    Raises:
+        UsageError: there is no such kind.
+        PluginError: the backbone shows no map that could be pooled.
+    """
+
+    def __init__(self, backbone: Backbone, kind: str, image_size: int) -> None:
+        super().__init__()
+        if kind not in KINDS:
+            raise UsageError(
+                f"There is no pooling '{kind}'.{did_you_mean(kind, KINDS)} Choose one of: "
+                f"{', '.join(KINDS)}."
+            )
+        self.kind = kind
+        self.num_features = backbone.num_features
+        self.map_stage = len(backbone.stages) - 1
+        self.unseen: tuple[int, ...] = ()
+        self.p = nn.Parameter(torch.tensor(START)) if kind == "gem" else None
+        self._backbone = (backbone.module,)  # in a tuple, so that it is not registered
+        self._stages = tuple(map(tuple, backbone.stages))
+        self._taps = None if kind == "native" else tap(backbone, wants_map=kind != "stages")
+        self._seen: tuple[int, ...] = ()
+        self._final_apart = False
+        if self._taps:
+            self._look(self._taps, image_size)
+
+    @property
+    def backbone(self) -> nn.Module:
+        """Return the backbone's module."""
+        return self._backbone[0]
+
+    @property
+    def identity(self) -> Hashable:
+        """Return what tells these features from others of the same backbone."""
+        if self.kind == "native":
+            return self.kind
+        return self.kind, self._stages, None if self.p is None else float(self.p.detach())
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map normalised images (N, 3, H, W) to features (N, num_features)."""
+        if self._taps is None:
+            features: Tensor = self.backbone(images)
+            return features
+        with self._taps.listening():
+            final = self.backbone(images)
+            return self._joined(self._taps, final) if self.kind == "stages" else self._pooled()
+
+    def _pooled(self) -> Tensor:
+        """Pool the last map of the pass."""
+        assert self._taps is not None
+        seen, where = self._taps.map, None
+        if seen is not None:
+            where = places(seen, self._taps.channels_last)
+        if seen is None or where is None:
+            raise PluginError(
+                f"The backbone shows no map of several positions, which the pooling '{self.kind}' "
+                f"needs. Use larger images, or the pooling 'native'."
+            )
+        if seen.ndim == 3:
+            seen = seen[:, int(getattr(self.backbone, "num_prefix_tokens", 0)) :]
+        seen = seen.float()
+        if self.p is None:
+            return torch.cat([seen.mean(dim=where), seen.amax(dim=where)], dim=1)
+        return generalised_mean(seen, self.p, where)
+
+    def _joined(self, taps: Taps, final: Tensor) -> Tensor:
+        """Join what the stages gave in the pass and, where it is something else, `final`."""
+        parts = [taps.pooled[stage] for stage in self._seen]
+        return torch.cat([*parts, final.float()] if self._final_apart else parts, dim=1)
+
+    def _look(self, taps: Taps, image_size: int) -> None:
+        """Learn from a pass of fixed noise which taps fire, layout and widths; changes nothing."""
+        module = self.backbone
+        modes = [(each, each.training) for each in module.modules()]
+        generator = torch.Generator().manual_seed(0)
+        like = next(module.parameters())
+        noise = torch.randn(2, 3, image_size, image_size, generator=generator).to(like)
+        module.eval()
+        try:
+            with torch.no_grad():
+                with taps.listening():
+                    module(noise)  # shows the memory layout, for the pass that counts
+                with taps.listening():
+                    final = module(noise)
+                    if self.kind == "stages":
+                        self._measure(taps, final)
+                    else:
+                        self.num_features = self._pooled().shape[1]
+                        self.map_stage = taps.map_stage
+        finally:
+            for each, mode in modes:
+                each.training = mode
+
+    def _measure(self, taps: Taps, final: Tensor) -> None:
+        self._seen = tuple(sorted(taps.pooled))
+        count = len(self._stages)
+        self.unseen = tuple(stage for stage in range(count) if stage not in taps.pooled)
+        last = taps.pooled.get(count - 1)
+        self._final_apart = last is None or not _same(last, final.float())
+        self.num_features = self._joined(taps, final).shape[1]
+
+
+def generalised_mean(output: Tensor, p: Tensor, where: tuple[int, ...]) -> Tensor:
+    """Return (mean of x^p)^(1/p) over the dimensions `where` of fp32 activations.
+
+    Activations below a small positive number count as that. p = 1 is the mean, which lower p
+    count as; a large p comes near the maximum. Activations are divided by their largest before
+    the power and multiplied by it afterwards, so that none overflows.
+    """
+    p = p.clamp(min=1.0)
+    activations = output.clamp(min=EPSILON)
+    largest = activations.detach().amax(dim=where, keepdim=True)
+    means = (activations / largest).pow(p).mean(dim=where, keepdim=True).pow(1 / p)
+    pooled: Tensor = (largest * means).squeeze(where)
+    return pooled
+
+
+def _same(last: Tensor, final: Tensor) -> bool:
+    """Tell whether the last stage's average is what the backbone returns."""
+    if last.shape != final.shape or not final.any():
+        return False
+    return torch.allclose(last, final, rtol=1e-3, atol=1e-3 * float(final.abs().max()))

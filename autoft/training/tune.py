@@ -1,0 +1,182 @@
+"""Backbone and head together, epoch by epoch: what a strategy thaws, from a fitted head."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import islice
+
+import torch
+from torch import Tensor, nn
+
+from autoft.data.views import Batch, training_batches
+from autoft.training import checkpoint, recipe
+from autoft.training.average import Average
+from autoft.training.evaluate import evaluate
+from autoft.training.gradients import BATCHES, relative_norms
+from autoft.training.losses import Loss
+from autoft.training.memory import MicroBatches
+from autoft.training.optim import make_optimizer, set_learning_rates
+from autoft.training.precision import autocast, place
+from autoft.training.probe import NonFiniteLoss
+from autoft.training.sharpness import sharpness_aware
+from autoft.training.underway import Trial, after_epoch, fit_head
+from autoft.values import Status
+
+CLIP = 1.0
+
+
+@dataclass
+class Tuning:
+    """What training a backbone holds beside the trial; `anchor` is where its weights began."""
+
+    trial: Trial
+    optimizer: torch.optim.Optimizer
+    loss: Loss
+    anchor: dict[str, Tensor]
+    micro: MicroBatches = field(default_factory=MicroBatches)
+    average: Average | None = None
+
+
+def tune(trial: Trial) -> Status:
+    """Train what the strategy thaws, from a fitted head.
+
+    Raises:
+        NonFiniteLoss: the loss or the score became NaN or infinite.
+        MachineError: the memory does not hold a single image's step.
+    """
+    tuning = _begin(trial)
+    trial.apply_rates(trial.state.epoch / trial.job.epochs)
+    while trial.state.epoch < trial.job.epochs:
+        train_loss = _epoch(tuning)
+        if train_loss is None:
+            return "stopped"
+        if not _score(tuning, train_loss):
+            return "stopped"
+        state = tuning.average.state() if tuning.average else {}
+        checkpoint.save_last(trial.folder, trial.network, tuning.optimizer, trial.state, state)
+    return "done"
+
+
+def _begin(trial: Trial) -> Tuning:
+    """Return where the trial had come to, or the start: a fitted head on good features."""
+    how, network = trial.recipe, trial.network
+    optimizer = make_optimizer(network, how)
+    anchor = _anchor(trial) if how.l2sp and trial.pretrained else {}
+    trial.state, averaged = checkpoint.load_last(trial.folder, network, optimizer)
+    if trial.state.epoch == 0 and trial.pretrained:
+        fit_head(trial, replace(recipe.probing(), balance=how.balance, pool=how.pool))
+    tuning = Tuning(trial, optimizer, trial.loss(how), anchor)
+    if how.ema:
+        steps = trial.job.epochs * steps_per_epoch(len(trial.setup.train), how.batch_size)
+        tuning.average = Average(network, steps)
+        if averaged:
+            tuning.average.load(averaged)
+    return tuning
+
+
+def _anchor(trial: Trial) -> dict[str, Tensor]:
+    named = trial.network.backbone.named_parameters()
+    return {name: parameter.detach().clone() for name, parameter in named}
+
+
+def _score(tuning: Tuning, train_loss: float) -> bool:
+    """Score the network, or the average of its weights; tell whether to go on."""
+    trial, average = tuning.trial, tuning.average
+    network, setup, job = trial.network, trial.setup, trial.job
+    with average.in_place_of(network) if average else nullcontext():
+        scored = evaluate(network, setup, setup.validation, trial.pre, job.precision)
+        return after_epoch(trial, trial.state.epoch + 1, scored, train_loss)
+
+
+def _epoch(tuning: Tuning) -> float | None:
+    """Train one epoch; return the mean loss, or None where the deadline fell."""
+    trial = tuning.trial
+    epoch, seed, how = trial.state.epoch, trial.job.config.seed, trial.recipe
+    torch.manual_seed(seed * 1000 + epoch)  # dropout draws the same when a trial is resumed
+    if trial.strategy.wants_gradients:
+        _measure_gradients(tuning)
+    batches = _batches(trial)
+    steps = steps_per_epoch(len(trial.setup.train), how.batch_size)
+    total = torch.zeros((), device=trial.device)
+    trial.network.train()
+    for step, batch in enumerate(batches):
+        if time.time() > trial.job.deadline:
+            batches.close()
+            return None
+        progress = (epoch + step / steps) / trial.job.epochs
+        total += _step(tuning, batch, progress)
+    trial.micro_batch = tuning.micro.size
+    return float(total) / steps
+
+
+def _batches(trial: Trial) -> Generator[Batch, None, None]:
+    part, how, setup = trial.setup.train, trial.recipe, trial.setup
+    return training_batches(
+        setup.store,
+        part.rows,
+        part.labels,
+        trial.pre,
+        num_classes=len(setup.classes),
+        weights=part.loss_weights(),
+        augment=how.augment,
+        mix=how.mix,
+        batch_size=how.batch_size,
+        seed=trial.job.config.seed,
+        epoch=trial.state.epoch,
+    )
+
+
+def steps_per_epoch(images: int, batch_size: int) -> int:
+    """Return the number of optimiser steps in an epoch; a last batch of one image is dropped."""
+    whole, rest = divmod(images, batch_size)
+    return max(1, whole + (rest > 1))
+
+
+def _measure_gradients(tuning: Tuning) -> None:
+    """Tell the strategy how large gradients are, on the first batches of the epoch."""
+    trial = tuning.trial
+    batches = _batches(trial)
+    losses = (partial(_loss, tuning, batch) for batch in islice(batches, BATCHES))
+    trial.gradient_norms = relative_norms(trial.network, losses)
+    batches.close()
+
+
+def _step(tuning: Tuning, batch: Batch, progress: float) -> Tensor:
+    """Take one optimiser step at `progress` in [0, 1) of the trial; return the loss."""
+    trial, network, how = tuning.trial, tuning.trial.network, tuning.trial.recipe
+    trial.apply_rates(progress)
+    set_learning_rates(tuning.optimizer, network, how, progress)
+
+    def gradients() -> Tensor:
+        loss = tuning.micro.gradients(network, batch, partial(_loss, tuning))
+        if not torch.isfinite(loss):
+            raise NonFiniteLoss(f"non_finite_loss at progress {progress:.2f} (lr={how.lr:g})")
+        _draw_to_start(tuning)
+        return loss
+
+    loss = sharpness_aware(network, how.sam, gradients)() if how.sam else gradients()
+    nn.utils.clip_grad_norm_(network.parameters(), CLIP)
+    tuning.optimizer.step()
+    if tuning.average:
+        tuning.average.update(network)
+    return loss
+
+
+def _loss(tuning: Tuning, batch: Batch) -> Tensor:
+    trial = tuning.trial
+    with autocast(trial.job.precision, trial.device):
+        logits = trial.network(place(batch.images, trial.job.precision, trial.device))
+    targets, weights = batch.targets.to(trial.device), batch.weights.to(trial.device)
+    return tuning.loss(logits.float(), targets, weights)
+
+
+def _draw_to_start(tuning: Tuning) -> None:
+    """Add the gradient of l2sp / 2 x ||w - w0||^2 (Li et al. 2018, arXiv 1802.01483)."""
+    for name, parameter in tuning.trial.network.backbone.named_parameters():
+        if name in tuning.anchor and parameter.grad is not None:
+            pull = parameter.detach() - tuning.anchor[name]
+            parameter.grad.add_(pull, alpha=tuning.trial.recipe.l2sp)

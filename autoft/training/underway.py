@@ -1,0 +1,140 @@
+"""What a trial holds while it runs, and what all trials do on the way."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from autoft.network.assemble import Network
+from autoft.network.strategy import BoundStrategy
+from autoft.training import checkpoint, probe
+from autoft.training.evaluate import Scored
+from autoft.training.features import Features, pooled_features
+from autoft.training.job import Images, Report, Reporter, Setup, TrialJob
+from autoft.training.losses import Loss, make_loss
+from autoft.training.probe import NonFiniteLoss
+from autoft.training.recipe import Recipe
+from autoft.values import Backbone, NormMode, Preprocess
+
+
+@dataclass
+class Trial:
+    """Everything that one trial holds while it runs.
+
+    `fingerprint` is that of the backbone as it was built; `gradient_norms` are what the strategy
+    asked to be told of the stages, measured last.
+    """
+
+    setup: Setup
+    job: TrialJob
+    folder: Path
+    backbone: Backbone
+    network: Network
+    strategy: BoundStrategy
+    recipe: Recipe
+    report: Reporter
+    state: checkpoint.State
+    pretrained: bool
+    fingerprint: str
+    began: float
+    gradient_norms: tuple[float, ...] = ()
+    micro_batch: int = 0
+
+    @property
+    def device(self) -> torch.device:
+        """Return the device that the trial runs on."""
+        return torch.device(self.setup.device)
+
+    @property
+    def pre(self) -> Preprocess:
+        """Return how an image becomes the network's input."""
+        return self.setup.preprocess(self.backbone)
+
+    def loss(self, recipe: Recipe) -> Loss:
+        """Return the loss of `recipe` on these classes."""
+        return make_loss(recipe.balance, recipe.smoothing, class_counts(self.setup))
+
+    def apply_rates(self, progress: float) -> None:
+        """Freeze and thaw as the strategy says; random weights need the statistics of batches."""
+        rates = self.strategy.rates(progress, self.gradient_norms)
+        mode: NormMode = self.recipe.norm_mode if self.pretrained else "train"
+        if rates != self.network.rates or mode != self.network.norm_mode:
+            self.network.set_rates(rates, norm_mode=mode)
+
+    def features(self, part: Images) -> Features:
+        """Return what the head takes of the images of `part`, (N, F), from frozen weights."""
+        pool, precision = self.network.pool, self.job.precision
+        return pooled_features(
+            pool, self.setup, part, self.pre, precision, network=self.fingerprint
+        )
+
+
+def class_counts(setup: Setup) -> NDArray[np.int64]:
+    """Return the number of training images of every class, (C,)."""
+    return np.bincount(setup.train.labels, minlength=len(setup.classes))
+
+
+def fit_head(
+    trial: Trial,
+    recipe: Recipe,
+    *,
+    rounds: int = 1,
+    after_round: probe.AfterRound | None = None,
+) -> None:
+    """Train the head alone on features of the backbone as it is.
+
+    Raises:
+        NonFiniteLoss: names the step and the learning rate.
+    """
+    train = trial.setup.train
+    features = torch.from_numpy(trial.features(train)).to(trial.device)
+    probe.fit_head(
+        trial.network.head,
+        features,
+        torch.from_numpy(train.labels).to(trial.device),
+        recipe,
+        loss=trial.loss(recipe),
+        seed=trial.job.config.seed,
+        weights=torch.from_numpy(train.loss_weights()).to(trial.device),
+        rounds=rounds,
+        after_round=after_round,
+    )
+
+
+def after_epoch(trial: Trial, epoch: int, scored: Scored, train_loss: float) -> bool:
+    """Record an epoch, keep its weights, and ask whether to go on.
+
+    The latest epoch counts, not the best: the schedule ends low, and picking the luckiest of many
+    epochs on a small validation part is mostly picking noise.
+
+    Raises:
+        NonFiniteLoss: the score or the log-loss is no number.
+    """
+    if not scored.finite:
+        raise NonFiniteLoss(f"non_finite_score after epoch {epoch} (score={scored.score})")
+    checkpoint.save_scored(trial.folder, trial.network)
+    elapsed = time.monotonic() - trial.began
+    trial.state = checkpoint.State(
+        epoch=epoch,
+        scores=(*trial.state.scores, scored.score),
+        loss=scored.loss,
+        seconds=trial.state.seconds + elapsed,
+    )
+    trial.began += elapsed
+    report = Report(
+        trial.job.number,
+        epoch,
+        scored.score,
+        scored.loss,
+        train_loss,
+        trial.state.seconds,
+        trial.micro_batch,
+    )
+    checkpoint.append_curve(trial.folder, report)
+    wanted = trial.report(report)
+    return epoch >= trial.job.epochs or (wanted and time.time() < trial.job.deadline)

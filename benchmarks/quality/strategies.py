@@ -1,0 +1,246 @@
+"""Every strategy on real photographs with real weights: at its default, and after a short search.
+
+For each data set, backbone and strategy, with two seeds: the default; some configurations of the
+strategy's own parameters and the learning rate, of which the best by validation accuracy is
+trained with the second seed as well; and `freeze` over the freeze depth. Test accuracy is measured
+for every trial and chooses nothing. Seconds are of one core. Results are appended line by line,
+so that the same command goes on where it was stopped.
+
+    python benchmarks/quality/strategies.py --data DIR --weights DIR --results FILE.jsonl
+    python benchmarks/quality/strategies.py --results FILE.jsonl --table docs/results
+
+The second writes the tables and the plot.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # trials side by side, one on each core
+
+DATASETS = ("flowers", "hymenoptera", "sign-digits")
+BACKBONES = ("mobilenetv2_100.in1k", "squeezenet1_0.in1k")
+STRATEGIES: dict[str, dict[str, Any]] = {  # more answers than the name
+    "head_only": {},
+    "freeze": {},
+    "full": {},
+    "full+l2sp": {"train.l2sp": 1e-2},
+    "gradual": {},
+    "probe_then_tune": {},
+    "norm_bias": {"train.lr": 1e-3},
+    "surgical": {},
+    "rgn": {},
+    "lora": {"train.lr": 1e-3},
+    "scratch": {"train.lr": 2e-3},
+}
+SEEDS = (0, 1)
+POINTS = 2  # of a strategy's own parameters, beside the default
+DEPTHS = (0.0, 0.2, 0.4, 0.6, 0.8)
+EPOCHS = {"flowers": 6, "hymenoptera": 8, "sign-digits": 6}
+BATCH = 16  # small parts of small data sets: steps are what is short
+BF16 = ("squeezenet1_0.in1k",)  # faster so, by timing, where the published figures were made
+
+Row = dict[str, Any]
+
+
+def main() -> None:
+    """Run what is missing, or write the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, help="folder that holds the data sets")
+    parser.add_argument("--weights", type=Path, help="folder that holds the weights")
+    parser.add_argument("--results", type=Path, required=True)
+    parser.add_argument("--table", type=Path, help="write strategies.md and the plot here")
+    parser.add_argument("--image-size", type=int, default=96)
+    parser.add_argument("--images", type=int, default=500, help="to train on, at most")
+    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--minutes", type=float, default=120.0)
+    options = parser.parse_args()
+    if options.table:
+        from strategies_table import write
+
+        write(_rows(options.results), options.table)
+        return
+    until = time.time() + 60 * options.minutes
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(options.jobs, maxtasksperchild=40) as pool:
+        for stage in ("default", "depth", "search", "chosen"):
+            tasks = [(options, spec) for spec in _specs(stage, _rows(options.results))]
+            for row in pool.imap_unordered(_guarded, tasks):
+                with options.results.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(row) + "\n")
+                told = (
+                    stage,
+                    row["label"],
+                    row.get("test"),
+                    row.get("seconds"),
+                    row.get("error", ""),
+                )
+                sys.stderr.write(f"{told}\n")
+                if time.time() > until:
+                    pool.terminate()
+                    return
+
+
+def _rows(path: Path) -> list[Row]:
+    text = path.read_text("utf-8") if path.exists() else ""
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def _specs(stage: str, rows: list[Row]) -> Iterator[Row]:
+    """Yield what a stage still has to train, seed by seed."""
+    done = {row["label"] for row in rows}
+    for seed in SEEDS:
+        for dataset in DATASETS:
+            for backbone in BACKBONES:
+                for name, answers in _wanted(stage, dataset, backbone, seed, rows):
+                    label = f"{dataset}/{backbone}/{name}/{seed}"
+                    if label not in done:
+                        yield {
+                            "label": label,
+                            "stage": stage,
+                            "dataset": dataset,
+                            "backbone": backbone,
+                            "strategy": name.partition("@")[0],
+                            "answers": answers,
+                            "seed": seed,
+                        }
+
+
+def _wanted(
+    stage: str, dataset: str, backbone: str, seed: int, rows: list[Row]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    if stage == "default":
+        yield from STRATEGIES.items()
+    elif stage == "depth" and seed == 0:
+        for depth in DEPTHS:
+            answers = {"strategy.depth": depth} if depth else {}
+            yield f"{'freeze' if depth else 'full'}@depth{depth}", answers
+    elif stage == "search" and seed == 0:
+        for strategy, given in STRATEGIES.items():
+            for index, answers in enumerate(_points(strategy)):
+                yield f"{strategy}@{index}", given | answers
+    elif stage == "chosen" and seed == 1:
+        mine = [r for r in rows if r["dataset"] == dataset and r["backbone"] == backbone]
+        yield from _chosen([r for r in mine if r["seed"] == 0 and "test" in r])
+
+
+def _chosen(rows: list[Row]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield what was best of each strategy by validation, where that is not the default."""
+    for strategy in STRATEGIES:
+        mine = [r for r in rows if r["strategy"] == strategy and r["stage"] != "depth"]
+        best = max(mine, key=lambda row: (row["validation"], -row["loss"]), default=None)
+        if best and best["stage"] == "search":
+            yield best["label"].split("/")[2], best["answers"]
+
+
+def _points(strategy: str) -> Iterator[dict[str, Any]]:
+    """Yield configurations spread over the strategy's own parameters and the learning rate."""
+    import optuna
+
+    from autoft import plugins
+    from autoft.space import Choice, Int, read_signature, searched
+    from autoft.training import recipe
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    own = searched(read_signature(plugins.load("strategy", strategy.partition("+")[0])))
+    ranges = {f"strategy.{name}": range_ for name, range_ in own.items()}
+    how = recipe.probing if strategy == "head_only" else recipe.tuning
+    rates = ("head_lr", "weight_decay") if strategy == "head_only" else ("lr",)
+    trained = searched(read_signature(how))
+    ranges |= {f"train.{name}": trained[name] for name in rates}
+    ranges |= {"train.l2sp": trained["l2sp"]} if strategy.endswith("+l2sp") else {}
+    study = optuna.create_study(sampler=optuna.samplers.QMCSampler(scramble=True, seed=0))
+    for _ in range(POINTS + 1):
+        trial = study.ask()
+        answers: dict[str, Any] = {}
+        for name, range_ in ranges.items():
+            if isinstance(range_, Choice):
+                answers[name] = trial.suggest_categorical(name, range_.options)
+            elif isinstance(range_, Int):
+                answers[name] = trial.suggest_int(name, range_.low, range_.high, log=range_.log)
+            else:
+                answers[name] = trial.suggest_float(name, range_.low, range_.high, log=range_.log)
+        if trial.number:  # the first of the sequence is drawn before its space is known
+            yield answers
+        study.tell(trial, 0.0)
+
+
+def _guarded(task: tuple[argparse.Namespace, Row]) -> Row:
+    options, spec = task
+    try:
+        return spec | _train(options, spec)
+    except Exception as error:  # noqa: BLE001 - one trial must not end the others
+        return spec | {"error": f"{type(error).__name__}: {error}"}
+
+
+def _train(options: argparse.Namespace, spec: Row) -> Row:
+    import numpy as np
+    import torch
+
+    from autoft.network.sources import in_folder
+    from autoft.search.finish import load_trial
+    from autoft.search.images import read_data, setup_of
+    from autoft.search.settings import Settings
+    from autoft.training.evaluate import evaluate
+    from autoft.training.job import Images, Precision, TrialJob
+    from autoft.training.trial import train_trial
+    from autoft.values import Part, TrialConfig, TrialResult
+
+    torch.set_num_threads(1)
+    dataset = str(options.data / spec["dataset"])
+    settings = Settings(dataset=dataset, image_size=options.image_size, metric="accuracy")
+    data = read_data(settings, lambda *_, **__: None)
+    sources = {spec["backbone"]: in_folder(options.weights)[0][spec["backbone"]]}
+
+    def some(part: Images, limit: int) -> Images:
+        order = np.random.default_rng(0).permutation(len(part))[:limit]
+        return part.take(np.sort(order))
+
+    with tempfile.TemporaryDirectory() as folder:
+        setup = setup_of(settings, Path(folder), data, sources, "cpu")
+        train, held = some(setup.train, options.images), some(setup.validation, 250)
+        setup = replace(setup, train=train, validation=held, threads=1)
+        answers: dict[str, Any] = spec["answers"]
+        chosen = {n.partition(".")[2]: v for n, v in answers.items() if n.startswith("strategy.")}
+        how = {n.partition(".")[2]: v for n, v in answers.items() if n.startswith("train.")}
+        if spec["strategy"] != "head_only":
+            upright = spec["dataset"] == "sign-digits"  # a mirrored hand may be another sign
+            how |= {"augment": "crop" if upright else "crop_flip", "batch_size": BATCH}
+        strategy = Part(spec["strategy"].partition("+")[0], chosen)
+        config = TrialConfig(
+            Part(spec["backbone"]), strategy, Part("linear"), how, seed=spec["seed"]
+        )
+        precision = Precision(bf16=spec["backbone"] in BF16, channels_last=True)
+        epochs = 4 if spec["strategy"] == "head_only" else EPOCHS[spec["dataset"]]
+        job = TrialJob(0, config, epochs, time.time() + 3600, precision)
+        began = time.process_time()
+        outcome = train_trial(setup, job, lambda _: True)
+        seconds = time.process_time() - began
+        if outcome.score is None:
+            return {"error": outcome.error}
+        network, backbone = load_trial(setup, TrialResult(0, config, "done"))
+        part, pre = data.part(data.split.test), setup.preprocess(backbone)
+        scored = evaluate(network, setup, part, pre, precision)
+        return {
+            "validation": outcome.score,
+            "loss": outcome.loss,
+            "test": scored.score,
+            "seconds": round(seconds, 1),
+            "n": [len(train), len(held), len(part)],
+            "image_size": options.image_size,
+            "epochs": epochs,
+        }
+
+
+if __name__ == "__main__":
+    main()

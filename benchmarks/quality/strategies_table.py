@@ -1,0 +1,140 @@
+"""The tables and the plot of `strategies.py`, from its lines of results."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+Row = dict[str, Any]
+
+PLOT = "freeze_depth.svg"
+HEAD = """# Strategies on photographs
+
+Written by `benchmarks/quality/strategies.py`. Trained on at most {train} images of each data set at {size}
+pixels with real ImageNet weights, {epochs} epochs (ants and bees {small}) in batches of 16, the head
+`linear`, everything else at its default. Validation accuracy on {held} images chooses; test accuracy is that of the locked part
+and chooses nothing. Two seeds: mean (and both). "Searched": the best by validation of the default and
+{points} more configurations of the strategy's own parameters and the learning rate, tried with the first
+seed; the chosen one is trained with the second as well. Seconds are CPU seconds of one core for one trial.
+Every strategy that trains the backbone starts from a fitted head (LP-FT), `scratch` excepted.
+"""  # noqa: E501 (lines of the page, not of code)
+
+
+def write(rows: list[Row], folder: Path) -> None:
+    """Write `strategies.md` and the plot into `folder`."""
+    good = [row for row in rows if "test" in row]
+    sizes = [row["n"] for row in good]
+    some = good[0]
+    parts = [
+        HEAD.format(
+            train=max(n[0] for n in sizes),
+            held=max(n[1] for n in sizes),
+            size=some["image_size"],
+            epochs=next(r["epochs"] for r in good if r["stage"] == "depth"),
+            small=next(
+                r["epochs"] for r in good if r["dataset"] == "hymenoptera" and r["epochs"] != 4
+            ),
+            points=len({r["label"].split("@")[1] for r in good if r["stage"] == "search"}) // 2
+            or 2,
+        )
+    ]
+    for dataset, backbone in _pairs(good):
+        mine = [r for r in good if (r["dataset"], r["backbone"]) == (dataset, backbone)]
+        parts.append(_table(dataset, backbone, mine))
+    plot(good, folder / PLOT)
+    parts.append(
+        "## Freeze depth\n\nTest accuracy by the share of stages that `freeze` keeps frozen; 0 is "
+        f"`full`, 1 is `head_only`. One seed.\n\n![freeze depth]({PLOT})\n"
+    )
+    failed = [f"- {row['label']}: {row['error']}" for row in rows if "error" in row]
+    parts += ["## Failed\n\n" + "\n".join(failed) + "\n"] if failed else []
+    (folder / "strategies.md").write_text("\n".join(parts), encoding="utf-8")
+
+
+def _pairs(rows: list[Row]) -> list[tuple[str, str]]:
+    return list(dict.fromkeys((row["dataset"], row["backbone"]) for row in rows))
+
+
+def _table(dataset: str, backbone: str, rows: list[Row]) -> str:
+    n = rows[0]["n"]
+    lines = [
+        f"## {dataset}, {backbone}",
+        "",
+        f"{n[0]} to train, {n[1]} to validate, {n[2]} to test.",
+        "",
+        "| strategy | default: validation | test | searched: validation | test | chosen | s |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    by_strategy: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        if row["stage"] != "depth":
+            by_strategy[row["strategy"]].append(row)
+    for strategy, mine in by_strategy.items():
+        default = [row for row in mine if row["stage"] == "default"]
+        tried = [row for row in mine if row["seed"] == 0]
+        best = max(tried, key=lambda row: (row["validation"], -row["loss"]))
+        chosen = [row for row in mine if row["answers"] == best["answers"]]
+        searched = any(row["stage"] == "search" for row in mine)
+        cells = [
+            f"`{strategy}`",
+            _both(default, "validation"),
+            _both(default, "test"),
+            _both(chosen, "validation") if searched else "",
+            _both(chosen, "test") if searched else "",
+            _answers(best) if searched else "",
+            f"{mean(row['seconds'] for row in mine):.0f}",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _both(rows: list[Row], what: str) -> str:
+    values = [row[what] for row in rows]
+    each = f" ({', '.join(f'{value:.3f}' for value in values)})" if len(values) > 1 else ""
+    return f"{mean(values):.3f}{each}" if values else ""
+
+
+def _answers(row: Row) -> str:
+    if row["stage"] == "default":
+        return "default"
+    return ", ".join(
+        f"{name.rpartition('.')[2]} {value:.2g}"
+        if isinstance(value, float)
+        else f"{name.rpartition('.')[2]} {value}"
+        for name, value in row["answers"].items()
+    )
+
+
+def plot(rows: list[Row], path: Path) -> None:
+    """Draw test accuracy over freeze depth, one line for each data set and backbone."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    mpl.rcParams["svg.hashsalt"] = "autoft"  # the same file for the same figures
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4.2))
+    for dataset, backbone in _pairs(rows):
+        mine = [r for r in rows if (r["dataset"], r["backbone"]) == (dataset, backbone)]
+        points = {
+            r["answers"].get("strategy.depth", 0.0): r["test"]
+            for r in mine
+            if r["stage"] == "depth"
+        }
+        heads = [
+            r["test"] for r in mine if r["strategy"] == "head_only" and r["stage"] == "default"
+        ]
+        points |= {1.0: heads[0]} if heads else {}
+        line = "-" if backbone.startswith("mobile") else "--"
+        xs = sorted(points)
+        axes.plot(xs, [points[x] for x in xs], line, marker="o", label=f"{dataset}, {backbone}")
+    axes.set_xlabel("freeze depth (share of stages)")
+    axes.set_ylabel("test accuracy")
+    axes.legend(fontsize=7)
+    axes.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+    text = path.read_text("utf-8")
+    path.write_text("\n".join(line.rstrip() for line in text.splitlines()) + "\n", "utf-8")
