@@ -26,14 +26,15 @@ from autoft.training import checkpoint
 from autoft.training.evaluate import evaluate
 from autoft.training.features import fingerprint, pooled_features
 from autoft.training.job import Images, Precision, Setup, TrialJob
-from autoft.training.losses import weighted_cross_entropy
+from autoft.training.losses import make_loss, weighted_cross_entropy
 from autoft.training.metrics import score
-from autoft.training.optim import schedule
 from autoft.training.probe import fit_head
 from autoft.training.recipe import probing
-from autoft.training.trial import steps_per_epoch, train_trial
+from autoft.training.trial import train_trial
+from autoft.training.tune import steps_per_epoch
 from autoft.values import Part, TrialConfig, TrialResult
 
+PLAIN = make_loss("none", 0.0, np.ones(2))
 PROBE = {"head_lr": 3e-3, "weight_decay": 0.1, "smoothing": 0.0}
 TUNE = {
     "lr": 1e-3,
@@ -251,7 +252,7 @@ def test_fitting_a_head_separates_what_can_be_separated() -> None:
     features = torch.randn(300, 16, generator=generator) + 5 * torch.eye(16)[labels]
     head = torch.nn.Linear(16, 3)
     torch.nn.init.zeros_(head.weight)
-    fit_head(head, features, labels, probing(), seed=0)
+    fit_head(head, features, labels, probing(), loss=PLAIN, seed=0)
     assert score("accuracy", labels.numpy(), head(features).argmax(1).numpy()) > 0.97
 
 
@@ -260,7 +261,7 @@ def test_a_head_listens_to_images_by_their_weights() -> None:
     labels = torch.arange(100) // 2 % 2  # half of each kind is in each class
     weights = torch.where(torch.arange(100) % 2 == labels, 1.8, 0.2)
     head = torch.nn.Linear(1, 2)
-    fit_head(head, features, labels, probing(), seed=0, weights=weights)
+    fit_head(head, features, labels, probing(), loss=PLAIN, seed=0, weights=weights)
     with torch.no_grad():
         share = head(torch.tensor([[5.0], [-5.0]])).softmax(1)
     assert share[0, 0] > 0.75
@@ -293,15 +294,6 @@ def test_images_count_alike_unless_weights_are_given() -> None:
     assert half.loss_weights() == pytest.approx([0.75, 2.25, 0])
     with pytest.raises(DataError, match="weights of all 2 images"):
         part.take([0, 4]).loss_weights()
-
-
-def test_the_schedule_warms_up_and_falls_to_nothing() -> None:
-    values = [schedule(step / 100) for step in range(100)]
-    assert values[0] == pytest.approx(0.1)
-    assert max(values) == pytest.approx(1.0, abs=0.01)
-    assert values.index(max(values)) == 10
-    assert values[-1] < 0.01
-    assert values[10:] == sorted(values[10:], reverse=True)
 
 
 @pytest.mark.parametrize(
@@ -372,8 +364,8 @@ def test_a_fingerprint_is_the_same_for_the_same_network(setup) -> None:
 def test_a_damaged_checkpoint_is_a_fresh_start(tmp_path) -> None:
     (tmp_path / "last.safetensors").write_bytes(b"torn")
     net = torch.nn.Linear(2, 2)
-    state = checkpoint.load_last(tmp_path, net, torch.optim.AdamW(net.parameters()))
-    assert state == checkpoint.State()
+    state, average = checkpoint.load_last(tmp_path, net, torch.optim.AdamW(net.parameters()))
+    assert (state, average) == (checkpoint.State(), {})
 
 
 @pytest.mark.shared

@@ -167,6 +167,8 @@ def _rank_one(label: str, setup: Setup, call: Call, emit: Emit) -> Ranked:
         text=ranked.error,
         measured=asdict(ranked),
     )
+    if ranked.uncut:
+        emit("note", text=f"{label}: {ranked.uncut} Frozen stages run again in every step.")
     return ranked
 
 

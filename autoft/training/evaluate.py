@@ -13,6 +13,7 @@ from autoft.data.views import evaluation_batches
 from autoft.network.assemble import Network
 from autoft.training import metrics
 from autoft.training.job import Images, Precision, Setup
+from autoft.training.memory import MicroBatches
 from autoft.training.metrics import Logits
 from autoft.training.precision import autocast, place
 from autoft.values import Preprocess
@@ -38,11 +39,23 @@ class Scored:
 def logits_of(
     network: Network, batches: Iterable[Tensor], device: torch.device, precision: Precision
 ) -> Logits:
-    """Return logits (N, C) of normalised image batches (B, 3, S, S), in eval mode, fp32."""
+    """Return logits (N, C) of normalised image batches (B, 3, S, S), in eval mode, fp32.
+
+    A batch that does not fit into the memory is taken in parts.
+
+    Raises:
+        MachineError: the memory does not hold one image.
+    """
     was_training = network.training
     network.eval()
+    micro = MicroBatches()
+
+    def forward(images: Tensor) -> Tensor:
+        logits: Tensor = network(place(images, precision, device))
+        return logits.float().cpu()
+
     with autocast(precision, device):
-        parts = [network(place(images, precision, device)).float().cpu() for images in batches]
+        parts = [micro.outputs(forward, images) for images in batches]
     network.train(was_training)
     result: Logits = torch.cat(parts).numpy()
     return result

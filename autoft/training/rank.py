@@ -20,21 +20,20 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # has no types
 from torch import nn
 
-from autoft.data.views import evaluation_batches
+from autoft.network.assemble import has_statistics
+from autoft.network.cut import why_uncut
 from autoft.training import metrics
 from autoft.training.classify import logistic, nearest
 from autoft.training.features import Features, built, fingerprint, pooled_features
 from autoft.training.job import Images, Precision, Ranked, Setup
 from autoft.training.measures import failure
-from autoft.training.precision import autocast, choose, fp32_per_second, memory_format, place
-from autoft.training.remember import identity, key_of, recall, remember
-from autoft.values import Preprocess
+from autoft.training.precision import Timed, choose, fp32_per_second, memory_format
+from autoft.training.remember import identity, key_of, place_of, recall, remember
 
 MAX_IMAGES = 5000
-TIMED_BATCH = 16
-TIMED_STEPS = 4
+LONG_TRIAL = 10  # epochs that a compiled network has to pay for itself
 FLIP_MAY_COST = 0.03
-KIND, MIRROR, VERSION = "rank", "mirror", 2
+KIND, MIRROR, SPEED, VERSION = "rank", "mirror", "speed", 4
 # Seconds. Speeds that were measured in a busy moment must not plan all searches to come.
 KNOWN_FOR = 24 * 3600.0
 
@@ -68,7 +67,8 @@ def _measure(setup: Setup, label: str, progress: Progress) -> Ranked:
         now = {"label": label, "seconds": time.monotonic() - began}
         return Ranked(**{**known, **now, "precision": Precision(**known["precision"])})
     cpu_per_second = fp32_per_second(module, setup.image_size)
-    precision, per_second = choose(module.to(device), setup.image_size, device)
+    timed = _timed(module.to(device), setup, network)
+    precision = timed.precision
     images, divisions = pool(setup)
     told = partial(progress, f"{label}: images")
     features = pooled_features(
@@ -81,11 +81,14 @@ def _measure(setup: Setup, label: str, progress: Progress) -> Ranked:
         balanced_probe=metrics.score("balanced_accuracy", labels, probed),
         balanced_knn=metrics.score("balanced_accuracy", labels, near),
         precision=precision,
-        images_per_second=per_second,
+        images_per_second=timed.images_per_second,
         fp32_images_per_second=cpu_per_second,
-        trained_per_second=_trained_per_second(module, setup, pre, precision),
+        trained_per_second=timed.trained_per_second,
+        timings=timed.timings,
         num_stages=len(backbone.stages),
         parameters=sum(parameter.numel() for parameter in module.parameters()),
+        batch_norms=sum(map(has_statistics, module.modules())),
+        uncut=why_uncut(backbone, setup.image_size),
         pretrained=source.pretrained,
         source=backbone.source,
         license=backbone.license,
@@ -93,6 +96,23 @@ def _measure(setup: Setup, label: str, progress: Progress) -> Ranked:
     )
     remember(KIND, key, asdict(ranked))
     return ranked
+
+
+def _timed(module: nn.Module, setup: Setup, network: str) -> Timed:
+    """Return how fast `module` is in which format; known of another data set, it is not timed.
+
+    `module` is on its device, and in that format afterwards.
+    """
+    device = torch.device(setup.device)
+    trial = LONG_TRIAL * len(setup.train) if device.type == "cuda" else 0
+    key = place_of(setup, VERSION, network, trial.bit_length())
+    if (known := recall(SPEED, key, KNOWN_FOR)) is not None:
+        timed = Timed(**{**known, "precision": Precision(**known["precision"])})
+        module.to(memory_format=memory_format(timed.precision))
+        return timed
+    timed = choose(module, setup.image_size, device, images_in_a_trial=trial)
+    remember(SPEED, key, asdict(timed))
+    return timed
 
 
 def pool(setup: Setup) -> tuple[Images, list[Division]]:
@@ -168,22 +188,3 @@ def _key(setup: Setup, *more: object) -> str:
     parts = (setup.train, setup.validation)
     columns = [getattr(part, column.name) for part in parts for column in fields(Images)]
     return key_of(setup, VERSION, setup.metric, *columns, *more)
-
-
-def _trained_per_second(
-    module: nn.Module, setup: Setup, pre: Preprocess, precision: Precision
-) -> float:
-    """Time training steps of the whole network; the images per second of the quickest."""
-    device = torch.device(setup.device)
-    batch = next(evaluation_batches(setup.store, setup.train.rows[:TIMED_BATCH], pre, TIMED_BATCH))
-    module.train()
-    seconds = []
-    for _ in range(TIMED_STEPS):  # the first warms up; of the others the least disturbed counts
-        began = time.perf_counter()
-        with autocast(precision, device):
-            loss = module(place(batch, precision, device)).float().square().mean()
-        loss.backward()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        seconds.append(time.perf_counter() - began)
-    return len(batch) / min(seconds)

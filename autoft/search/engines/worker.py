@@ -82,6 +82,12 @@ class Worker:
     def _cause(self) -> str:
         self._process.join(STOPPED_WITHIN)
         code = self._process.exitcode
+        if code == -signal.SIGKILL:
+            return (
+                "the worker process was killed by SIGKILL, which is what the operating system "
+                "does when memory runs out (then choose smaller --backbones, a smaller "
+                "--image-size or fewer --workers)"
+            )
         if code is not None and code < 0:
             return f"the worker process was killed by {signal.Signals(-code).name}"
         return f"the worker process ended with exit code {code}"
