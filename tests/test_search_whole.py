@@ -213,7 +213,7 @@ def test_T02_a_killed_search_goes_on_where_it_was(  # noqa: N802 - the row's id
     assert (out / "best/model.onnx").exists()
 
 
-def test_T01_the_death_of_a_worker_costs_one_trial(  # noqa: N802 - the row's id
+def test_T01_the_death_of_a_worker_costs_no_trial(  # noqa: N802 - the row's id
     photos, tiny_weights, tmp_path
 ) -> None:
     import psutil
@@ -227,10 +227,9 @@ def test_T01_the_death_of_a_worker_costs_one_trial(  # noqa: N802 - the row's id
             child.kill()
     printed, err = process.communicate(timeout=ENOUGH)
     assert process.returncode == 0, printed + err
-    failed = [trial for trial in trials(out) if trial["status"] == "failed"]
-    assert [trial["number"] for trial in failed] == [3]
-    assert "SIGKILL" in failed[0]["error"]
-    assert len(trials(out)) == 6
+    assert "SIGKILL" in err
+    assert not [trial for trial in trials(out) if trial["status"] == "failed"]
+    assert sorted(trial["number"] for trial in trials(out)) == list(range(6))
 
 
 def test_T03_ctrl_c_keeps_the_best_and_resume_ends_the_run(  # noqa: N802 - the row's id

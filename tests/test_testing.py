@@ -290,7 +290,7 @@ def with_no_adapter(num_stages, progress, *, adapter: str = "no_such_package:ada
 
 
 BROKEN_STRATEGIES = [
-    ("gradient_norms_may_be_anything", short_of_norms, "rates for"),
+    ("gradient_norms_may_be_anything", short_of_norms, "A rate is finite"),
     ("adapter_keeps_features_and_merges", with_no_adapter, "cannot be imported"),
     (
         "returns_one_rate_per_stage",

@@ -79,8 +79,7 @@ def _content(message: Message) -> Any:
         raise kind(text)
     if message.kind == "died":
         raise MachineError(
-            f"A worker could not go on: {message.content}. If it was killed for memory, choose "
-            f"smaller --backbones or a smaller --image-size, and repeat the command."
+            f"A worker could not go on: {message.content}. Repeat the command to go on."
         )
     raise RuntimeError(message.content)
 

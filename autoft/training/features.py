@@ -29,6 +29,7 @@ from autoft.network.pooling import Pooling
 from autoft.training.evaluate import EVALUATION_BATCH
 from autoft.training.job import Images, Precision, Rows, Setup
 from autoft.training.measures import UnfitWeights
+from autoft.training.memory import MicroBatches
 from autoft.training.precision import autocast, place
 from autoft.values import Backbone, Preprocess
 
@@ -74,9 +75,14 @@ def pooled_features(  # noqa: PLR0913 - two are of use to some callers only
 
     def compute(rows: Rows) -> Iterator[Features]:
         backbone.eval()
+        micro = MicroBatches()
         for images in evaluation_batches(setup.store, rows, pre, EVALUATION_BATCH, flip=flip):
             with torch.inference_mode(), autocast(precision, device):
-                yield as_array(module(place(images, precision, device)))
+                yield as_array(micro.outputs(on_device, images))
+
+    def on_device(images: Tensor) -> Tensor:
+        features: Tensor = module(place(images, precision, device))
+        return features
 
     view = (identity, pre, precision.bf16, flip)
     key = cache_key(network or fingerprint(backbone, setup), setup, view)

@@ -8,8 +8,11 @@ so that the same command goes on where it was stopped.
 
     python benchmarks/quality/strategies.py --data DIR --weights DIR --results FILE.jsonl
     python benchmarks/quality/strategies.py --results FILE.jsonl --table docs/results
+    python benchmarks/quality/strategies.py --data DIR --weights DIR --results OTHER.jsonl \
+        --only flowers/mobilenetv2_100.in1k/full/ --images 10000 --image-size 224 --epochs 8 \
+        --batch-size 32 --jobs 1 --threads 2
 
-The second writes the tables and the plot.
+The second writes the tables and the plot, the third trains one strategy on all images.
 """
 
 from __future__ import annotations
@@ -43,6 +46,7 @@ STRATEGIES: dict[str, dict[str, Any]] = {  # more answers than the name
     "lora": {"train.lr": 1e-3},
     "scratch": {"train.lr": 2e-3},
 }
+STAGES = ("default", "depth", "search", "chosen")
 SEEDS = (0, 1)
 POINTS = 2  # of a strategy's own parameters, beside the default
 DEPTHS = (0.0, 0.2, 0.4, 0.6, 0.8)
@@ -62,7 +66,11 @@ def main() -> None:
     parser.add_argument("--table", type=Path, help="write strategies.md and the plot here")
     parser.add_argument("--image-size", type=int, default=96)
     parser.add_argument("--images", type=int, default=500, help="to train on, at most")
+    parser.add_argument("--only", default="", help="only the defaults whose label holds this")
+    parser.add_argument("--epochs", type=int, help="instead of those of the data set")
+    parser.add_argument("--batch-size", type=int, default=BATCH)
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--threads", type=int, default=1, help="of each job")
     parser.add_argument("--minutes", type=float, default=120.0)
     options = parser.parse_args()
     if options.table:
@@ -73,8 +81,9 @@ def main() -> None:
     until = time.time() + 60 * options.minutes
     context = multiprocessing.get_context("spawn")
     with context.Pool(options.jobs, maxtasksperchild=40) as pool:
-        for stage in ("default", "depth", "search", "chosen"):
-            tasks = [(options, spec) for spec in _specs(stage, _rows(options.results))]
+        for stage in ("default",) if options.only else STAGES:
+            specs = _specs(stage, _rows(options.results))
+            tasks = [(options, spec) for spec in specs if options.only in spec["label"]]
             for row in pool.imap_unordered(_guarded, tasks):
                 with options.results.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(row) + "\n")
@@ -196,7 +205,7 @@ def _train(options: argparse.Namespace, spec: Row) -> Row:
     from autoft.training.trial import train_trial
     from autoft.values import Part, TrialConfig, TrialResult
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(options.threads)
     dataset = str(options.data / spec["dataset"])
     settings = Settings(dataset=dataset, image_size=options.image_size, metric="accuracy")
     data = read_data(settings, lambda *_, **__: None)
@@ -208,20 +217,27 @@ def _train(options: argparse.Namespace, spec: Row) -> Row:
 
     with tempfile.TemporaryDirectory() as folder:
         setup = setup_of(settings, Path(folder), data, sources, "cpu")
-        train, held = some(setup.train, options.images), some(setup.validation, 250)
-        setup = replace(setup, train=train, validation=held, threads=1)
+        train, held = (
+            some(setup.train, options.images),
+            some(setup.validation, max(250, options.images // 10)),
+        )
+        setup = replace(setup, train=train, validation=held, threads=options.threads)
         answers: dict[str, Any] = spec["answers"]
         chosen = {n.partition(".")[2]: v for n, v in answers.items() if n.startswith("strategy.")}
         how = {n.partition(".")[2]: v for n, v in answers.items() if n.startswith("train.")}
         if spec["strategy"] != "head_only":
             upright = spec["dataset"] == "sign-digits"  # a mirrored hand may be another sign
-            how |= {"augment": "crop" if upright else "crop_flip", "batch_size": BATCH}
+            how |= {
+                "augment": "crop" if upright else "crop_flip",
+                "batch_size": options.batch_size,
+            }
         strategy = Part(spec["strategy"].partition("+")[0], chosen)
         config = TrialConfig(
             Part(spec["backbone"]), strategy, Part("linear"), how, seed=spec["seed"]
         )
         precision = Precision(bf16=spec["backbone"] in BF16, channels_last=True)
-        epochs = 4 if spec["strategy"] == "head_only" else EPOCHS[spec["dataset"]]
+        epochs = options.epochs or EPOCHS[spec["dataset"]]
+        epochs = 4 if spec["strategy"] == "head_only" else epochs
         job = TrialJob(0, config, epochs, time.time() + 3600, precision)
         began = time.process_time()
         outcome = train_trial(setup, job, lambda _: True)
@@ -234,6 +250,7 @@ def _train(options: argparse.Namespace, spec: Row) -> Row:
         return {
             "validation": outcome.score,
             "loss": outcome.loss,
+            "curve": outcome.scores,
             "test": scored.score,
             "seconds": round(seconds, 1),
             "n": [len(train), len(held), len(part)],
