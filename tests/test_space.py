@@ -1,12 +1,23 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated
 
 import pytest
 
 from autoft.errors import PluginError, UsageError
-from autoft.search.configs import Space, StrategyInfo
-from autoft.space import Choice, Float, Int, check_choices, defaults, read_signature, searched
+from autoft.search.configs import Space, StrategyInfo, read_fixed
+from autoft.space import (
+    Choice,
+    Float,
+    Int,
+    Parameter,
+    check_choices,
+    defaults,
+    read_signature,
+    searched,
+)
+from autoft.training import recipe
 from autoft.values import TrialConfig
 
 
@@ -111,3 +122,94 @@ def test_questions_are_conditional_by_construction() -> None:
         "train.lr": 1e-3,
     }
     assert TrialConfig.from_json(config.to_json()) == config
+
+
+# --- which questions make a difference --------------------------------------------------
+
+
+def whole(**known) -> Space:
+    strategies = {
+        "still": StrategyInfo((), trains_backbone=False, pretrained=True, builtin=True),
+        "moving": StrategyInfo((), trains_backbone=True, pretrained=True, builtin=True),
+        "blank": StrategyInfo((), trains_backbone=True, pretrained=False, builtin=True),
+    }
+    deep = (Parameter("features", None, "stages"),)
+    return Space(
+        backbones=("normed", "plain"),
+        strategies=strategies,
+        heads={"last": (), "deep": deep},
+        tuning=read_signature(recipe.tuning),
+        probing=read_signature(recipe.probing),
+        batch_norms=frozenset({"normed"}),
+        **known,
+    )
+
+
+def asked(space: Space, backbone: str, strategy: str, head: str) -> set[str]:
+    return {parameter.name for parameter in space.recipe(backbone, strategy, head)}
+
+
+@pytest.mark.parametrize(
+    ("question", "where", "elsewhere"),
+    [
+        ("norm_mode", ("normed", "moving", "last"), ("plain", "moving", "last")),
+        ("norm_mode", ("normed", "moving", "last"), ("normed", "blank", "last")),
+        ("l2sp", ("plain", "moving", "last"), ("plain", "blank", "last")),
+        ("pool", ("plain", "moving", "last"), ("plain", "moving", "deep")),
+        ("pool", ("plain", "still", "last"), ("plain", "still", "deep")),
+        ("lr", ("plain", "moving", "last"), ("plain", "still", "last")),
+    ],
+)
+def test_a_question_is_asked_only_where_it_makes_a_difference(question, where, elsewhere) -> None:
+    space = whole()
+    assert question in asked(space, *where)
+    assert question not in asked(space, *elsewhere)
+
+
+def test_uneven_classes_are_evened_out_where_all_count_the_same() -> None:
+    assert "balance" not in asked(whole(), "plain", "still", "last")
+    for metric, default in (("balanced_accuracy", "logit_adjust"), ("accuracy", "none")):
+        space = whole(imbalanced=True, metric=metric)
+        for strategy in ("still", "moving"):
+            config = space.default({"strategy": strategy}, 0)
+            assert config.train["balance"] == default
+
+
+def test_much_data_may_teach_batch_norms() -> None:
+    modes = [whole(large=large).default({"strategy": "moving"}, 0) for large in (False, True)]
+    assert [config.train["norm_mode"] for config in modes] == ["affine", "train"]
+
+
+def test_answers_that_are_fixed_are_not_asked_and_experts_only_then() -> None:
+    plain = whole()
+    assert not {"sam", "ema"} & asked(plain, "plain", "moving", "last")
+    texts = ["train.sam=0.05", "train.ema=true", "train.lr=1e-3", "train.optimizer=sgd"]
+    space = replace(plain, fixed=read_fixed(plain, texts))
+    questions: list[str] = []
+
+    def ask(name, range_, default):
+        questions.append(name)
+        return "moving" if name == "strategy" else default
+
+    train = space.configure(ask, 0).train
+    given = [train[name] for name in ("sam", "ema", "lr", "optimizer")]
+    assert given == [0.05, True, 1e-3, "sgd"]
+    assert given[1] is True
+    assert not {"train.sam", "train.ema", "train.lr", "train.optimizer"} & set(questions)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("train.sma=0.05", "Did you mean 'train.sam'"),
+        ("train.sam", "has no value. Write NAME=VALUE"),
+        ("train.sam=0.3", "the value is none of"),
+        ("train.lr=fast", "the value is none of"),
+        ("train.lr=nan", "the value is none of"),
+        ("train.optimizer=adam", "the value is none of"),
+        ("head.last.width=3", "no question"),
+    ],
+)
+def test_an_answer_that_there_is_not_is_one_sentence(text, words) -> None:
+    with pytest.raises(UsageError, match=words):
+        read_fixed(whole(), [text])

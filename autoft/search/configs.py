@@ -123,11 +123,13 @@ def read_fixed(space: Space, texts: Sequence[str]) -> dict[str, Value]:
     fixed: dict[str, Value] = {}
     for text in texts:
         name, equals, value = text.partition("=")
-        if not equals or name not in ranges:
+        if not equals:
+            raise UsageError(f"--fix {text} has no value. Write NAME=VALUE, as train.sam=0.05.")
+        if name not in ranges:
             hint = did_you_mean(name, ranges)
             raise UsageError(
-                f"--fix {text}: there is no question '{name}'.{hint} Write NAME=VALUE; the "
-                f"column names of leaderboard.csv are the questions of a search."
+                f"--fix {text}: a search has no question '{name}'.{hint} The columns of "
+                f"leaderboard.csv are its questions."
             )
         fixed[name] = _typed(text, ranges[name], value)
     return fixed

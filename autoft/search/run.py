@@ -87,6 +87,7 @@ def _search(session: Session, first: Worker) -> None:
         raise prepare.with_hint(error, settings, local) from error
     for reason in (*begun.described.broken, *left_out):
         session.emit("note", text=f"Left out: {reason}")
+    fixed = read_fixed(begun.described.space, settings.fix)  # wrong ones end it here
     device = begun.devices[0]
     sources = asked or local or prepare.tier_sources(begun.described, device, settings.time)
 
@@ -102,7 +103,8 @@ def _search(session: Session, first: Worker) -> None:
     setup, ranked = prepare.rank(settings, setup, call, session.emit, ranking)
     regime = prepare.measure_regime(settings, setup, data, ranked, call, session.emit)
     augments = prepare.augmentations(setup, ranked[0], call)
-    space = _space(begun.described.space, settings, setup, ranked, regime, augments)
+    described = replace(begun.described.space, fixed=fixed)
+    space = _space(described, settings, setup, ranked, regime, augments)
     director = _director(session, space, setup, data, ranked, regime)
     _run_trials(session, director, setup, begun.devices, first)
     end(session, director, first, setup, data, regime)
@@ -125,11 +127,7 @@ def _space(
     regime: Profile,
     augments: tuple[str, ...],
 ) -> Space:
-    """Narrow what is installed to what fits: scratch only where it can win, or was asked for.
-
-    Raises:
-        UsageError: --fix gives an answer that there is not.
-    """
+    """Narrow what is installed to what fits: scratch only where it can win, or was asked for."""
     pretrained = any(each.pretrained for each in ranked)
     large = len(setup.train) >= LARGE
     strategies = {
@@ -140,7 +138,7 @@ def _space(
         or (not info.pretrained and (large or not pretrained))
         or not info.trains_backbone
     }
-    narrowed = replace(
+    return replace(
         space,
         backbones=tuple(each.label for each in ranked),
         strategies=strategies,
@@ -150,7 +148,6 @@ def _space(
         metric=setup.metric,
         large=large,
     )
-    return replace(narrowed, fixed=read_fixed(narrowed, settings.fix))
 
 
 def _director(

@@ -36,7 +36,12 @@ class State:
 def start(folder: Path, job: TrialJob) -> None:
     """Write `config.json`: what the trial is, before it begins."""
     folder.mkdir(parents=True, exist_ok=True)
-    config = {"number": job.number, "epochs": job.epochs, "config": job.config.to_json()}
+    config = {
+        "number": job.number,
+        "epochs": job.epochs,
+        "precision": asdict(job.precision),
+        "config": job.config.to_json(),
+    }
     write_json_atomic(folder / "config.json", config)
 
 
