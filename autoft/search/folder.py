@@ -23,7 +23,7 @@ from autoft.search.events import Event
 from autoft.search.settings import Settings
 from autoft.values import TrialResult
 
-FORMAT = 2  # of the run folder, raised when an older autoft could not read it
+FORMAT = 3  # of the run folder, raised when an older autoft could not read it
 RESULT = "result.json"
 
 
