@@ -1,8 +1,6 @@
 """Ranges, and the reader that turns a function's signature into its search space.
 
-A keyword-only parameter annotated with a range is searched; one without a range is a fixed option:
-
-A keyword-only parameter annotated with a range is searched, one without is a fixed option:
+A keyword-only parameter annotated with a range is searched, one without is a fixed option.
 """
 
 from __future__ import annotations

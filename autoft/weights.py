@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+from autoft.errors import AutoftError, PluginError
 from autoft.values import Value
 
 OFFLINE: Final = ("AUTOFT_OFFLINE", "HF_HUB_OFFLINE")
@@ -64,13 +65,22 @@ def find_weights(function: Callable[..., Any], options: Mapping[str, Value]) -> 
 
     Raises:
         UsageError: the options name nothing that is published.
+        PluginError: what it tells by fails.
     """
     locate: Callable[..., Weights] | None = getattr(function, _LOCATE, None)
     if locate is None:
         return None
     parameters = inspect.signature(function).parameters
     known = {name: each.default for name, each in parameters.items()} | dict(options)
-    return locate(**{name: known[name] for name in inspect.signature(locate).parameters})
+    try:
+        return locate(**{name: known[name] for name in inspect.signature(locate).parameters})
+    except AutoftError:
+        raise
+    except Exception as error:  # a plugin may fail in any way
+        raise PluginError(
+            f"{locate!r} cannot tell where weights are: {type(error).__name__}: {error}. Tell the "
+            f"author of the plugin."
+        ) from error
 
 
 def offline() -> str:

@@ -154,3 +154,12 @@ def test_a_strategy_is_known_to_train_the_backbone_or_not() -> None:
     assert not bind(Part("head_only"), 5).trains_backbone()
     assert bind(Part("probe_then_tune"), 5).trains_backbone()
     assert not bind(Part("scratch"), 5).pretrained
+
+
+def test_scales_outside_of_norms_are_treated_as_norms() -> None:
+    kinds = network("test_convnext")._kind
+    gammas = [name for name in kinds if name.endswith("gamma")]
+    assert gammas
+    assert {kinds[name] for name in gammas} == {"norms"}
+    assert kinds["stages.0.blocks.0.conv_dw.bias"] == "biases"
+    assert kinds["stages.0.blocks.0.norm.bias"] == "norms"

@@ -202,7 +202,13 @@ def test_relative_norms_are_those_of_the_gradients_and_leave_no_trace() -> None:
     def loss() -> torch.Tensor:
         return nn.functional.cross_entropy(net(batch), labels)
 
-    found = relative_norms(net, [loss, loss])
+    def fill() -> torch.Tensor:
+        net.zero_grad()
+        value = loss()
+        value.backward()
+        return value.detach()
+
+    found = relative_norms(net, [fill, fill])
     assert equal(before, net.state_dict())
     assert modes == [m.training for m in net.modules()]
     assert [r.weights for r in net.rates] == rates

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from autoft.search import halving, prepare
 from autoft.search.budget import Budget
 from autoft.search.configs import Space, StrategyInfo
 from autoft.search.director import Director
+from autoft.search.engines import local
 from autoft.search.folder import RunFolder, claim
 from autoft.search.portfolio import portfolio
 from autoft.search.settings import Settings, parse_time, read_settings
@@ -21,7 +23,8 @@ from autoft.selection import winner
 from autoft.selection.intervals import wilson
 from autoft.selection.regime import judge, size_class
 from autoft.space import Choice, Float, Int, Parameter
-from autoft.training.job import Images, Outcome, Ranked, Report, Setup
+from autoft.training import checkpoint
+from autoft.training.job import Images, Outcome, Precision, Ranked, Report, Setup
 from autoft.values import Part, TrialConfig, TrialResult
 
 LR = Parameter("lr", Float(1e-5, 1e-2, log=True), 1e-3)
@@ -265,15 +268,31 @@ def test_a_trial_cut_off_comes_back_with_its_number_and_its_choices(tmp_path) ->
     director = make_director(folder)
     first, second = director.next_job(), director.next_job()
     finish(director, first)
+    second = replace(second, precision=Precision(bf16=True))  # today's timing may say otherwise
     for job in (first, second):
-        folder.trial(job.number).mkdir(parents=True)
-        config = {"number": job.number, "epochs": job.epochs, "config": job.config.to_json()}
-        folder.write_json(f"trials/{job.number:04d}/config.json", config)
+        checkpoint.start(folder.trial(job.number), job)
     again = make_director(folder)
     assert [r.number for r in again.results] == [0]
     back = again.next_job()
     assert (back.number, back.config) == (second.number, second.config)
+    assert (back.epochs, back.precision) == (second.epochs, second.precision)
     assert again.next_job().number == 2
+
+
+def test_an_epoch_that_is_reported_again_gets_the_answer_that_it_had(tmp_path) -> None:
+    director = make_director(RunFolder(tmp_path))
+    director.cancelled, told = False, []
+    job = director.next_job()
+    seat = local.Seat(None, "cpu", 1, job=job)
+
+    def refuse(report):
+        told.append(report.epoch)
+        return False
+
+    director.on_report = refuse
+    report = Report(job.number, 2, 0.5, 1.0, 1.0, 1.0)
+    assert [local._goes_on(director, seat, report) for _ in range(3)] == [False] * 3
+    assert told == [2]
 
 
 def test_a_resumed_search_plans_the_same_epochs(tmp_path) -> None:

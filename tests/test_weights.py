@@ -126,6 +126,24 @@ def test_s03_wrappers_and_prefixes_are_taken_off(tmp_path, donor, wrap, prefix) 
         assert torch.equal(backbone.conv1[0].weight, donor.conv1[0].weight)
 
 
+@pytest.mark.parametrize("model", ["convnext_atto", "efficientvit_b0", "mobilenetv3_small_050"])
+def test_s03_a_classifier_beside_other_parts_is_left_out(tmp_path, model) -> None:
+    donor = timm.create_model(model, num_classes=5)
+    save_file(donor.state_dict(), tmp_path / "w.safetensors")
+    backbone = timm.create_model(model, num_classes=0)
+    left_out = load_weights(backbone, tmp_path / "w.safetensors")
+    assert {name.rpartition(".")[2] for name in left_out} == {"weight", "bias"}
+    kept = backbone.state_dict()
+    assert all(torch.equal(kept[n], t) for n, t in donor.state_dict().items() if n in kept)
+    assert set(donor.state_dict()) == set(kept) | set(left_out)
+
+
+def test_s03_a_deeper_network_is_not_taken_for_its_shallower_sister(tmp_path) -> None:
+    save_file(timm.create_model("resnet34").state_dict(), tmp_path / "w.safetensors")
+    with pytest.raises(DataError, match="is unknown"):
+        load_weights(timm.create_model("resnet18", num_classes=0), tmp_path / "w.safetensors")
+
+
 def test_s03_half_precision_is_loaded_as_single(tmp_path, donor) -> None:
     for kind in (torch.float16, torch.bfloat16):
         halved = {

@@ -101,8 +101,8 @@ def kind_of_parameters(module: nn.Module) -> dict[str, str]:
         norm = issubclass(kind, NORM_TYPES) or "norm" in kind.__name__.lower()
         if is_adapter(full):
             kinds[full] = "adapters"
-        elif parameter.ndim == 0 or (norm and parameter.ndim == 1):
-            kinds[full] = "norms"  # a lone number scales what a norm would
-        else:
-            kinds[full] = "biases" if name.endswith("bias") else "weights"
+        elif name.endswith("bias") and not norm:
+            kinds[full] = "biases"
+        else:  # vectors and lone numbers scale and shift as norms do, such as layer scales
+            kinds[full] = "norms" if parameter.ndim <= 1 else "weights"
     return kinds

@@ -19,16 +19,15 @@ WRAPPERS = ("state_dict", "model", "model_state_dict", "model_ema", "state_dict_
 def load_weights(module: nn.Module, path: Path) -> list[str]:
     """Load `path` into `module` and return the names of tensors that were left out.
 
-    Only the tensors of a part that `module` does not have at all, such as a removed classifier,
-    are left out.
+    Only the tensors of a classifier that was taken away are left out: of a part that `module` does
+    not have at all, or where it has nn.Identity now.
 
     Raises:
         DataError: the file is damaged, holds more than tensors, or does not fit (names them).
     """
     state = _read(path)
     own = module.state_dict()
-    parts = {name.partition(".")[0] for name in own}
-    left_out = [name for name in state if name not in own and name.partition(".")[0] not in parts]
+    left_out = [name for name in state if name not in own and _is_gone(name, module)]
     fitting = {name: tensor for name, tensor in state.items() if name not in left_out}
     problems = _differences(own, fitting)
     if problems:
@@ -39,6 +38,16 @@ def load_weights(module: nn.Module, path: Path) -> list[str]:
         )
     module.load_state_dict(fitting)
     return left_out
+
+
+def _is_gone(name: str, module: nn.Module) -> bool:
+    """Tell whether `module` has nothing, or a placeholder, where the tensor `name` lay."""
+    children = dict(module.named_modules())
+    first, *below = name.split(".")[:-1] or [name]
+    if not any(own.partition(".")[0] == first for own in module.state_dict()):
+        return True
+    paths = [".".join([first, *below[:depth]]) for depth in range(len(below) + 1)]
+    return any(isinstance(children.get(path), nn.Identity) for path in paths)
 
 
 def _differences(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:

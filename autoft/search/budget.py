@@ -55,10 +55,15 @@ class Budget:
         affordable = int(max(0.0, self.left()) / self._epoch_seconds(config))
         return min(self._full_epochs(config), max(affordable, int(self.first)))
 
-    def job(self, number: int, config: TrialConfig, epochs: int) -> TrialJob:
-        """Return the job of a trial, with its deadline and its backbone's best number format."""
+    def job(
+        self, number: int, config: TrialConfig, epochs: int, precision: Precision | None = None
+    ) -> TrialJob:
+        """Return the job of a trial, with its deadline and its backbone's best number format.
+
+        `precision` is given for a trial that was begun in another.
+        """
         ranked = self.ranked.get(config.backbone.name)
-        precision = ranked.precision if ranked else Precision()
+        precision = precision or (ranked.precision if ranked else Precision())
         least = time.time() + FIRST_SECONDS if self.first else 0.0
         self.first = False
         return TrialJob(number, config, epochs, max(self.deadline, least), precision)

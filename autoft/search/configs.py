@@ -34,7 +34,8 @@ class StrategyInfo:
 class Space:
     """Backbones by label, strategies and heads with their parameters, and the recipes'.
 
-    `batch_norms` are the backbones that have some, `imbalanced` and `large` what the data is,
+    `batch_norms` are the backbones that have some, `blank` those with random weights, `mapless`
+    those that show no map to pool; `imbalanced` and `large` say what the data is,
     `metric` what is maximised; `fixed` answers are given by the user and not asked.
     """
 
@@ -46,6 +47,8 @@ class Space:
     augments: tuple[str, ...] = ()
     third_party_heads: frozenset[str] = field(default_factory=frozenset)
     batch_norms: frozenset[str] = field(default_factory=frozenset)
+    blank: frozenset[str] = field(default_factory=frozenset)
+    mapless: frozenset[str] = field(default_factory=frozenset)
     imbalanced: bool = False
     large: bool = False
     metric: str = "accuracy"
@@ -55,11 +58,13 @@ class Space:
         """Return the parameters of the recipe that make a difference for these three."""
         how = self.strategies[strategy]
         chosen = self.tuning if how.trains_backbone else self.probing
+        pretrained = how.pretrained and backbone not in self.blank
         pointless = {
-            "norm_mode": backbone not in self.batch_norms or not how.pretrained,
-            "l2sp": not how.pretrained,
-            "balance": not self.imbalanced,
-            "pool": wants_stages(self.heads[head]),
+            "norm_mode": backbone not in self.batch_norms or not pretrained,
+            "l2sp": not pretrained,
+            "head_first": not pretrained,
+            "balance": not self.imbalanced and "train.balance" not in self.fixed,
+            "pool": backbone in self.mapless or wants_stages(self.heads[head]),
         }
         expert = {name for name in EXPERT if f"train.{name}" not in self.fixed}
         return tuple(
@@ -128,8 +133,9 @@ def read_fixed(space: Space, texts: Sequence[str]) -> dict[str, Value]:
         if name not in ranges:
             hint = did_you_mean(name, ranges)
             raise UsageError(
-                f"--fix {text}: a search has no question '{name}'.{hint} The columns of "
-                f"leaderboard.csv are its questions."
+                f"--fix {text}: a search has no question '{name}'.{hint} Its questions are the "
+                f"columns of leaderboard.csv that have a dot; --backbones, --strategies and "
+                f"--heads choose the parts."
             )
         fixed[name] = _typed(text, ranges[name], value)
     return fixed

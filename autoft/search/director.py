@@ -15,7 +15,7 @@ from autoft.search.configs import Space
 from autoft.search.folder import RunFolder
 from autoft.search.study import Study
 from autoft.selection.winner import usable
-from autoft.training.job import Outcome, Report, TrialJob
+from autoft.training.job import Outcome, Precision, Report, TrialJob
 from autoft.values import TrialConfig, TrialResult, Value
 
 KEPT = 3  # trials whose weights stay on the disk, beside the baseline
@@ -38,7 +38,7 @@ class Director:
     cancelled: bool = False
     results: list[TrialResult] = field(default_factory=list)
     _running: dict[int, TrialJob] = field(default_factory=dict)
-    _unfinished: list[tuple[int, TrialConfig, int]] = field(default_factory=list)
+    _unfinished: list[TrialJob] = field(default_factory=list)
     _reached: dict[tuple[int, int], list[float]] = field(default_factory=dict)
     _tried: set[str] = field(default_factory=set)
     _next_number: int = 0
@@ -59,12 +59,16 @@ class Director:
         for number in started:
             data = self.folder.read_json(f"trials/{number:04d}/config.json")
             if number not in finished and data:
-                self._take_up(number, TrialConfig.from_json(data["config"]), int(data["epochs"]))
+                config, epochs = TrialConfig.from_json(data["config"]), int(data["epochs"])
+                self._take_up(
+                    TrialJob(number, config, epochs, 0.0, Precision(**data["precision"]))
+                )
         self._next_number = max([*finished, *started], default=-1) + 1
         self.first = iter(self.first)
 
-    def _take_up(self, number: int, config: TrialConfig, epochs: int) -> None:
+    def _take_up(self, job: TrialJob) -> None:
         """Let a trial that was cut off be the next, where all its parts are still there."""
+        number, config = job.number, job.config
         here = (
             config.backbone.name in self.space.backbones
             and config.strategy.name in self.space.strategies
@@ -73,7 +77,7 @@ class Director:
         if not here:
             self.emit("note", text=f"Trial {number} was cut off and needs what is gone: left out.")
             return
-        self._unfinished.append((number, config, epochs))
+        self._unfinished.append(job)
 
     def next_job(self) -> TrialJob | None:
         """Return the next trial, or None where nothing more fits into the budget."""
@@ -82,9 +86,10 @@ class Director:
             return None
         if self._nothing_fits or self._keeps_failing():
             return None
-        if self._unfinished:  # with the epochs it was begun with: its schedule depends on them
-            number, config, epochs = self._unfinished.pop(0)
-            return self._start(number, config, epochs, known=False)
+        if self._unfinished:  # with the epochs and the format that its numbers depend on
+            cut_off = self._unfinished.pop(0)
+            number, config, epochs = cut_off.number, cut_off.config, cut_off.epochs
+            return self._start(number, config, epochs, known=False, precision=cut_off.precision)
         for number, config, known in self._candidates():
             epochs = self.budget.epochs(config, self._trains_backbone(config))
             if epochs:
@@ -165,12 +170,20 @@ class Director:
                 break
         self.study.forget(number)
 
-    def _start(self, number: int, config: TrialConfig, epochs: int, *, known: bool) -> TrialJob:
+    def _start(
+        self,
+        number: int,
+        config: TrialConfig,
+        epochs: int,
+        *,
+        known: bool,
+        precision: Precision | None = None,
+    ) -> TrialJob:
         self._next_number = max(self._next_number, number + 1)
         self._tried.add(_key(config))
         if not known:
             self.study.expect(number, config)
-        job = self.budget.job(number, config, epochs)
+        job = self.budget.job(number, config, epochs, precision)
         self._running[number] = job
         self.emit(
             "trial_start",

@@ -168,7 +168,9 @@ def _rank_one(label: str, setup: Setup, call: Call, emit: Emit) -> Ranked:
         measured=asdict(ranked),
     )
     if ranked.uncut:
-        emit("note", text=f"{label}: {ranked.uncut} Frozen stages run again in every step.")
+        emit(
+            "note", text=f"{label}: {ranked.uncut} What its frozen stages compute cannot be kept."
+        )
     return ranked
 
 

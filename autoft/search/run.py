@@ -94,7 +94,10 @@ def _search(session: Session, first: Worker) -> None:
     def call(task: Any, *arguments: Any) -> Any:
         return session.call(first, task, *arguments)
 
-    sources = prepare.provide(settings, sources, call, session.emit)
+    if any(each.pretrained for each in begun.described.space.strategies.values()):
+        sources = prepare.provide(settings, sources, call, session.emit)
+    else:
+        sources = {name: replace(each, pretrained=False) for name, each in sources.items()}
     data = images.decode(
         settings, session.folder, listing, session.emit, lambda: _write_run(session)
     )
@@ -144,6 +147,8 @@ def _space(
         strategies=strategies,
         augments=augments,
         batch_norms=frozenset(each.label for each in ranked if each.batch_norms),
+        blank=frozenset(each.label for each in ranked if not each.pretrained),
+        mapless=frozenset(each.label for each in ranked if not each.map_seen),
         imbalanced=regime.imbalance > doctor.IMBALANCED,
         metric=setup.metric,
         large=large,

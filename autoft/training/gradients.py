@@ -16,10 +16,11 @@ from autoft.network.assemble import Network
 BATCHES = 5
 
 
-def relative_norms(network: Network, losses: Iterable[Callable[[], Tensor]]) -> tuple[float, ...]:
-    """Return ||gradient|| / ||weights|| of every stage, the mean over the `losses`.
+def relative_norms(network: Network, fills: Iterable[Callable[[], Tensor]]) -> tuple[float, ...]:
+    """Return ||gradient|| / ||weights|| of every stage, the mean over `fills`.
 
-    Norms and biases have no say. The network is in eval mode and wholly thawed meanwhile;
+    Each of `fills` drops the gradients that there are and fills in those of a batch. Norms and
+    biases have no say. The network is in eval mode and wholly thawed meanwhile;
     afterwards rates, modes and gradients are as if nothing had been.
     """
     rates, mode, training = network.rates, network.norm_mode, network.training
@@ -28,9 +29,8 @@ def relative_norms(network: Network, losses: Iterable[Callable[[], Tensor]]) -> 
     sums = torch.zeros(network.num_stages, dtype=torch.float64)
     count = 0
     try:
-        for loss in losses:
-            network.zero_grad(set_to_none=True)
-            loss().backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        for fill in fills:
+            fill()
             sums += torch.tensor(_of_stages(network), dtype=torch.float64)
             count += 1
     finally:

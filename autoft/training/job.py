@@ -103,7 +103,8 @@ class Ranked:
 
     Speeds are images per second: forward in its best format, forward in fp32 on
     the CPU, and trained whole; `timings` has the last of every format that was tried. `uncut`
-    says why a frozen prefix cannot be split off (empty: it can).
+    says why a frozen prefix cannot be split off (empty: it can), `map_seen` whether there is a
+    map of several positions to pool.
     """
 
     label: str
@@ -118,6 +119,7 @@ class Ranked:
     num_stages: int = 0
     parameters: int = 0
     batch_norms: int = 0
+    map_seen: bool = True
     uncut: str = ""
     pretrained: bool = True
     source: str = ""

@@ -20,8 +20,10 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # has no types
 from torch import nn
 
+from autoft.errors import PluginError
 from autoft.network.assemble import has_statistics
 from autoft.network.cut import why_uncut
+from autoft.network.pooling import Pooling
 from autoft.training import metrics
 from autoft.training.classify import logistic, nearest
 from autoft.training.features import Features, built, fingerprint, pooled_features
@@ -29,11 +31,12 @@ from autoft.training.job import Images, Precision, Ranked, Setup
 from autoft.training.measures import failure
 from autoft.training.precision import Timed, choose, fp32_per_second, memory_format
 from autoft.training.remember import identity, key_of, place_of, recall, remember
+from autoft.values import Backbone
 
 MAX_IMAGES = 5000
 LONG_TRIAL = 10  # epochs that a compiled network has to pay for itself
 FLIP_MAY_COST = 0.03
-KIND, MIRROR, SPEED, VERSION = "rank", "mirror", "speed", 4
+KIND, MIRROR, SPEED, VERSION = "rank", "mirror", "speed", 5
 # Seconds. Speeds that were measured in a busy moment must not plan all searches to come.
 KNOWN_FOR = 24 * 3600.0
 
@@ -88,6 +91,7 @@ def _measure(setup: Setup, label: str, progress: Progress) -> Ranked:
         num_stages=len(backbone.stages),
         parameters=sum(parameter.numel() for parameter in module.parameters()),
         batch_norms=sum(map(has_statistics, module.modules())),
+        map_seen=_shows_map(backbone, setup.image_size),
         uncut=why_uncut(backbone, setup.image_size),
         pretrained=source.pretrained,
         source=backbone.source,
@@ -96,6 +100,15 @@ def _measure(setup: Setup, label: str, progress: Progress) -> Ranked:
     )
     remember(KIND, key, asdict(ranked))
     return ranked
+
+
+def _shows_map(backbone: Backbone, image_size: int) -> bool:
+    """Tell whether the backbone has a map that a head can be given pooled in another way."""
+    try:
+        Pooling(backbone, "avgmax", image_size)
+    except PluginError:
+        return False
+    return True
 
 
 def _timed(module: nn.Module, setup: Setup, network: str) -> Timed:

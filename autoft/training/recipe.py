@@ -16,7 +16,11 @@ Pool = Annotated[str, Choice("native", "avgmax", "gem")]
 
 AUGMENTS = ("none", "crop", "shift_flip", "crop_flip", "strong", "trivial")
 UPRIGHT = ("none", "crop")  # those that neither mirror nor turn: for images such as digits
-EXPERT = ("ema", "sam")  # at their defaults unless they are fixed by name: they seldom pay
+EXPERT = (
+    "ema",
+    "sam",
+    "head_first",
+)  # at their defaults unless they are fixed by name: they seldom pay
 
 SGD_FACTOR = 30.0  # SGD wants about 30 times AdamW's rate, so that one range serves both
 TRANSFORMER_FACTOR = 0.25  # and transformers a quarter of what convolutions take
@@ -29,7 +33,7 @@ class Recipe:
     `balance` is what is done about uneven classes, `pool` what the head is given of the last
     stage, `norm_mode` what pre-trained batch norms do. `l2sp` draws weights to where they began,
     `ema` scores an average of the latest weights, `sam` is the radius in which the loss shall be
-    flat (0: off).
+    flat (0: off), `head_first` begins with a head that was fitted on the frozen features (LP-FT).
     """
 
     head_lr: float
@@ -47,6 +51,7 @@ class Recipe:
     l2sp: float = 0.0
     ema: bool = False
     sam: float = 0.0
+    head_first: bool = True
 
 
 def tuning(  # noqa: PLR0913 (the signature is the search space)
@@ -66,6 +71,7 @@ def tuning(  # noqa: PLR0913 (the signature is the search space)
     l2sp: Annotated[float, Choice(0.0, 1e-3, 1e-2, 1e-1)] = 0.0,
     ema: Annotated[bool, Choice(False, True)] = False,
     sam: Annotated[float, Choice(0.0, 0.02, 0.05, 0.1)] = 0.0,
+    head_first: Annotated[bool, Choice(False, True)] = True,
 ) -> Recipe:
     """Return the recipe of a trial that trains the backbone."""
     return Recipe(
@@ -84,6 +90,7 @@ def tuning(  # noqa: PLR0913 (the signature is the search space)
         l2sp,
         ema,
         sam,
+        head_first,
     )
 
 

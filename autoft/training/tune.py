@@ -67,7 +67,8 @@ def _begin(trial: Trial) -> Tuning:
     optimizer = make_optimizer(network, how)
     anchor = _anchor(trial) if how.l2sp and trial.pretrained else {}
     trial.state, averaged = checkpoint.load_last(trial.folder, network, optimizer)
-    if trial.state.epoch == 0 and trial.pretrained:
+    network.set_rates([1.0] * network.num_stages)  # whatever a plugin left frozen
+    if trial.state.epoch == 0 and trial.pretrained and how.head_first:
         fit_head(trial, replace(recipe.probing(), balance=how.balance, pool=how.pool))
     tuning = Tuning(trial, optimizer, trial.loss(how), anchor)
     if how.ema:
@@ -140,8 +141,8 @@ def _measure_gradients(tuning: Tuning) -> None:
     """Tell the strategy how large gradients are, on the first batches of the epoch."""
     trial = tuning.trial
     batches = _batches(trial)
-    losses = (partial(_loss, tuning, batch) for batch in islice(batches, BATCHES))
-    trial.gradient_norms = relative_norms(trial.network, losses)
+    fills = (partial(_fill, tuning, batch) for batch in islice(batches, BATCHES))
+    trial.gradient_norms = relative_norms(trial.network, fills)
     batches.close()
 
 
@@ -152,7 +153,7 @@ def _step(tuning: Tuning, batch: Batch, progress: float) -> Tensor:
     set_learning_rates(tuning.optimizer, network, how, progress)
 
     def gradients() -> Tensor:
-        loss = tuning.micro.gradients(network, batch, partial(_loss, tuning))
+        loss = _fill(tuning, batch)
         if not torch.isfinite(loss):
             raise NonFiniteLoss(f"non_finite_loss at progress {progress:.2f} (lr={how.lr:g})")
         _draw_to_start(tuning)
@@ -164,6 +165,11 @@ def _step(tuning: Tuning, batch: Batch, progress: float) -> Tensor:
     if tuning.average:
         tuning.average.update(network)
     return loss
+
+
+def _fill(tuning: Tuning, batch: Batch) -> Tensor:
+    """Drop earlier gradients and fill in those of `batch`; return its loss."""
+    return tuning.micro.gradients(tuning.trial.network, batch, partial(_loss, tuning))
 
 
 def _loss(tuning: Tuning, batch: Batch) -> Tensor:

@@ -57,7 +57,8 @@ class Trial:
 
     def loss(self, recipe: Recipe) -> Loss:
         """Return the loss of `recipe` on these classes."""
-        return make_loss(recipe.balance, recipe.smoothing, class_counts(self.setup))
+        counts = torch.from_numpy(class_counts(self.setup)).to(self.device, torch.float32)
+        return make_loss(recipe.balance, recipe.smoothing, counts)
 
     def apply_rates(self, progress: float) -> None:
         """Freeze and thaw as the strategy says; random weights need the statistics of batches."""
@@ -74,9 +75,11 @@ class Trial:
         )
 
 
-def class_counts(setup: Setup) -> NDArray[np.int64]:
-    """Return the number of training images of every class, (C,)."""
-    return np.bincount(setup.train.labels, minlength=len(setup.classes))
+def class_counts(setup: Setup) -> NDArray[np.float64]:
+    """Return how much every class weighs in training, (C,): its images by their weights."""
+    train = setup.train
+    counts = np.bincount(train.labels, train.loss_weights(), minlength=len(setup.classes))
+    return counts.astype(np.float64)
 
 
 def fit_head(

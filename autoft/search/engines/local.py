@@ -21,7 +21,8 @@ RETRIES = 1  # of a trial whose worker died; it goes on from its last epoch
 class Seat:
     """A place where a trial runs: a worker, its device, and the job that it works on.
 
-    `deaths` is how often a worker died of that job, `epoch` the last that it reported.
+    `deaths` is how often a worker died of that job, `epoch` the last that it reported, and
+    `goes_on` what was answered.
     """
 
     worker: Worker
@@ -30,6 +31,7 @@ class Seat:
     job: TrialJob | None = field(default=None)
     deaths: int = 0
     epoch: int = 0
+    goes_on: bool = True
 
 
 def run_trials(director: Director, setup: Setup, seats: Sequence[Seat]) -> None:
@@ -55,7 +57,7 @@ def run_trials(director: Director, setup: Setup, seats: Sequence[Seat]) -> None:
 
 
 def _give(director: Director, seat: Seat, setup: Setup) -> None:
-    seat.job, seat.deaths, seat.epoch = director.next_job(), 0, 0
+    seat.job, seat.deaths, seat.epoch, seat.goes_on = director.next_job(), 0, 0, True
     if seat.job is not None:
         _send(seat, setup, seat.job)
 
@@ -91,10 +93,9 @@ def _handle(director: Director, seat: Seat, setup: Setup, message: Message) -> N
 
 def _goes_on(director: Director, seat: Seat, report: Report) -> bool:
     """Pass a report on, unless a worker that died since had sent it already."""
-    if report.epoch <= seat.epoch:
-        return True
-    seat.epoch = report.epoch
-    return director.on_report(report)
+    if report.epoch > seat.epoch:
+        seat.epoch, seat.goes_on = report.epoch, director.on_report(report)
+    return seat.goes_on
 
 
 def _bury(director: Director, seat: Seat, setup: Setup, job: TrialJob, cause: str) -> None:
