@@ -24,6 +24,7 @@ from torch.nn.utils.parametrize import (
 )
 
 from autoft.errors import AutoftError, PluginError, UsageError
+from autoft.network.looking import evaluating, noise
 from autoft.network.parametrized import is_adapter, plain_name
 from autoft.network.stages import stage_of_parameters
 from autoft.network.strategy import BoundStrategy
@@ -238,15 +239,7 @@ def _check_features(label: str, before: Tensor, after: Tensor) -> None:
 
 def _features(module: nn.Module, image_size: int) -> Tensor:
     """Return what `module` makes of one image of fixed noise, in eval mode, modes kept."""
-    noise = torch.randn(1, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
-    first = next(module.parameters())
-    modes = [(each, each.training) for each in module.modules()]
-    module.eval()
     exact = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
-    try:
-        with torch.no_grad(), exact:
-            features: Tensor = module(noise.to(first.device, first.dtype))
-    finally:
-        for each, mode in modes:
-            each.training = mode
+    with evaluating(module), torch.no_grad(), exact:
+        features: Tensor = module(noise(module, 1, image_size))
     return features

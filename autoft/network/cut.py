@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, fx, nn
 
+from autoft.network.looking import noise
 from autoft.network.tracing import (
     BATCHES,
     IMAGES,
@@ -24,7 +25,6 @@ from autoft.network.tracing import (
     Slot,
     Step,
     Trace,
-    noise,
     preserved,
     slots_of,
     trace,
@@ -103,7 +103,6 @@ def _cut(backbone: Backbone, k: int, whole: _Whole) -> tuple[fx.GraphModule, fx.
     try:
         sides = _divide(backbone.module, _traced(backbone, whole.image_size), k)
         with preserved(backbone.module), torch.no_grad():
-            backbone.module.eval()
             prefix, tail = sides(())
             changed = _changed_inputs(prefix, tail, whole.features()[0][0])
             if changed:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from autoft.errors import PluginError, UsageError, did_you_mean
+from autoft.network.looking import evaluating, noise
 from autoft.network.taps import Taps, places, tap
 from autoft.values import Backbone
 
@@ -113,25 +114,17 @@ class Pooling(nn.Module):
     def _look(self, taps: Taps, image_size: int) -> None:
         """Learn from a pass of fixed noise which taps fire, layout and widths; changes nothing."""
         module = self.backbone
-        modes = [(each, each.training) for each in module.modules()]
-        generator = torch.Generator().manual_seed(0)
-        like = next(module.parameters())
-        noise = torch.randn(2, 3, image_size, image_size, generator=generator).to(like)
-        module.eval()
-        try:
-            with torch.no_grad():
-                with taps.listening():
-                    module(noise)  # shows the memory layout, for the pass that counts
-                with taps.listening():
-                    final = module(noise)
-                    if self.kind == "stages":
-                        self._measure(taps, final)
-                    else:
-                        self.num_features = self._pooled().shape[1]
-                        self.map_stage = taps.map_stage
-        finally:
-            for each, mode in modes:
-                each.training = mode
+        images = noise(module, 2, image_size)
+        with evaluating(module), torch.no_grad():
+            with taps.listening():
+                module(images)  # shows the memory layout, for the pass that counts
+            with taps.listening():
+                final = module(images)
+                if self.kind == "stages":
+                    self._measure(taps, final)
+                else:
+                    self.num_features = self._pooled().shape[1]
+                    self.map_stage = taps.map_stage
 
     def _measure(self, taps: Taps, final: Tensor) -> None:
         self._seen = tuple(sorted(taps.pooled))

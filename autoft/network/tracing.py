@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from autoft.errors import AutoftError
+from autoft.network.looking import evaluating, noise
 from autoft.network.stages import stage_of_parameters
 from autoft.values import Backbone
 
@@ -92,19 +93,10 @@ def trace(backbone: Backbone, image_size: int) -> Trace:
     module = backbone.module
     first, second = (_noise(module, count, image_size) for count in BATCHES)
     with preserved(module), torch.no_grad():
-        module.eval()
         small, large = _recorded(backbone, first), _recorded(backbone, second)
         module.train()
         training = _recorded(backbone, first)
     return _joined(small, large, training)
-
-
-def noise(module: nn.Module, count: int, image_size: int, seed: int) -> Tensor:
-    """Return fixed random images (count, 3, S, S) where the network is."""
-    like = next((each for each in module.parameters() if each.is_floating_point()), torch.empty(0))
-    generator = torch.Generator().manual_seed(seed)
-    images = torch.randn(count, 3, image_size, image_size, generator=generator)
-    return images.to(like.device, like.dtype)
 
 
 def _noise(module: nn.Module, count: int, image_size: int) -> Tensor:
@@ -113,16 +105,14 @@ def _noise(module: nn.Module, count: int, image_size: int) -> Tensor:
 
 @contextmanager
 def preserved(module: nn.Module) -> Iterator[None]:
-    """Put modes, buffers and the random state back when the block ends."""
-    modes = [(each, each.training) for each in module.modules()]
+    """Evaluate in the block; put modes, buffers and the random state back when it ends."""
     buffers = [(each, each.detach().clone()) for each in module.buffers()]
     devices = {each.device.index for each in module.parameters() if each.is_cuda}
     try:
-        with torch.random.fork_rng(devices=sorted(index or 0 for index in devices)):
+        forked = torch.random.fork_rng(devices=sorted(index or 0 for index in devices))
+        with forked, evaluating(module):
             yield
     finally:
-        for each, mode in modes:
-            each.training = mode
         with torch.no_grad():
             for buffer, value in buffers:
                 buffer.copy_(value)

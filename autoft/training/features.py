@@ -25,6 +25,7 @@ from autoft.data.cache.files import cache_root, write_bytes_atomic
 from autoft.data.views import evaluation_batches
 from autoft.errors import DataError
 from autoft.network.build import build
+from autoft.network.looking import evaluating, noise
 from autoft.network.pooling import Pooling
 from autoft.training.evaluate import EVALUATION_BATCH
 from autoft.training.job import Images, Precision, Rows, Setup
@@ -107,17 +108,11 @@ def fingerprint(module: nn.Module, setup: Setup) -> str:
     Weights do not tell what is done with them, and the names of parts not all of it: what the
     network makes of fixed noise counts, too.
     """
-    device, size = torch.device(setup.device), setup.image_size
-    noise = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
-    modes = [(each, each.training) for each in module.modules()]
-    module.to(device).eval()
-    try:
-        # inference_mode could leave tensors in the network that cannot be trained with.
-        with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            output = as_array(module(noise.to(device)))
-    finally:
-        for each, mode in modes:
-            each.training = mode
+    images = noise(module.to(setup.device), 2, setup.image_size)
+    exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+    # inference_mode could leave tensors in the network that cannot be trained with.
+    with evaluating(module), torch.no_grad(), exact:
+        output = as_array(module(images))
     parts = re.sub(r" at 0x[0-9a-f]+", "", repr(module))  # addresses differ in each process
     return digest(weights_hash(module), parts, output.shape, _coarse(output))
 

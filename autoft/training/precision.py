@@ -16,6 +16,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
+from autoft.network.looking import evaluating
 from autoft.training.job import Precision
 from autoft.training.memory import is_out_of_memory
 
@@ -257,14 +258,12 @@ def _compiled(module: nn.Module, best: _Lane, images_in_a_trial: int) -> list[_L
 @contextmanager
 def _prepared(module: nn.Module) -> Iterator[None]:
     """Have all of `module` trainable and in eval mode: no statistics move, nothing is drawn."""
-    modes = [(each, each.training) for each in module.modules()]
     live = [(each, each.requires_grad) for each in module.parameters()]
-    module.eval().requires_grad_(True)
+    module.requires_grad_(True)
     try:
-        yield
+        with evaluating(module):
+            yield
     finally:
-        for each, mode in modes:
-            each.training = mode
         for parameter, mode in live:
             parameter.requires_grad_(mode)
 

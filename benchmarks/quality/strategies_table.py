@@ -9,7 +9,9 @@ from typing import Any
 
 Row = dict[str, Any]
 
+POINTS = 2  # as in strategies.py
 PLOT = "freeze_depth.svg"
+SMALL = 128  # pixels: larger images are of trials on all of a data set
 HEAD = """# Strategies on photographs
 
 Written by `benchmarks/quality/strategies.py`. Trained on at most {train} images of each data set at {size}
@@ -24,7 +26,8 @@ Every strategy that trains the backbone starts from a fitted head (LP-FT), `scra
 
 def write(rows: list[Row], folder: Path) -> None:
     """Write `strategies.md` and the plot into `folder`."""
-    good = [row for row in rows if "test" in row]
+    whole = [row for row in rows if "test" in row and row["image_size"] > SMALL]
+    good = [row for row in rows if "test" in row and row not in whole]
     sizes = [row["n"] for row in good]
     some = good[0]
     parts = [
@@ -32,12 +35,9 @@ def write(rows: list[Row], folder: Path) -> None:
             train=max(n[0] for n in sizes),
             held=max(n[1] for n in sizes),
             size=some["image_size"],
-            epochs=next(r["epochs"] for r in good if r["stage"] == "depth"),
-            small=next(
-                r["epochs"] for r in good if r["dataset"] == "hymenoptera" and r["epochs"] != 4
-            ),
-            points=len({r["label"].split("@")[1] for r in good if r["stage"] == "search"}) // 2
-            or 2,
+            epochs=_epochs(good, small=False),
+            small=_epochs(good, small=True),
+            points=POINTS,
         )
     ]
     for dataset, backbone in _pairs(good):
@@ -48,9 +48,35 @@ def write(rows: list[Row], folder: Path) -> None:
         "## Freeze depth\n\nTest accuracy by the share of stages that `freeze` keeps frozen; 0 is "
         f"`full`, 1 is `head_only`. One seed.\n\n![freeze depth]({PLOT})\n"
     )
+    parts += [_whole(whole)] if whole else []
     failed = [f"- {row['label']}: {row['error']}" for row in rows if "error" in row]
     parts += ["## Failed\n\n" + "\n".join(failed) + "\n"] if failed else []
     (folder / "strategies.md").write_text("\n".join(parts), encoding="utf-8")
+
+
+def _epochs(rows: list[Row], *, small: bool) -> int:
+    mine = (r for r in rows if (r["dataset"] == "hymenoptera") is small)
+    return max(int(row["epochs"]) for row in mine)
+
+
+def _whole(rows: list[Row]) -> str:
+    """Return the table of trials on all images at full size."""
+    lines = [
+        "## On all images",
+        "",
+        "Defaults, batches of 32. Validation by epoch shows that the last epoch is not picked.",
+        "",
+        "| trial | images | pixels | validation by epoch | test | CPU s |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        curve = ", ".join(f"{score:.3f}" for score in row["curve"])
+        name, n, size = row["label"], row["n"], row["image_size"]
+        lines.append(
+            f"| {name} | {n[0]} + {n[1]}, {n[2]} | {size} | {curve} | **{row['test']:.3f}** | "
+            f"{row['seconds']:.0f} |"
+        )
+    return "\n".join(lines) + "\n"
 
 
 def _pairs(rows: list[Row]) -> list[tuple[str, str]]:
