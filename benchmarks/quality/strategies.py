@@ -10,7 +10,7 @@ so that the same command goes on where it was stopped.
     python benchmarks/quality/strategies.py --results FILE.jsonl --table docs/results
     python benchmarks/quality/strategies.py --data DIR --weights DIR --results OTHER.jsonl \
         --only flowers/mobilenetv2_100.in1k/full/ --images 10000 --image-size 224 --epochs 8 \
-        --batch-size 32 --jobs 1 --threads 2
+        --batch-size 32 --jobs 1 --threads 2 --stages default
 
 The second writes the tables and the plot, the third trains one strategy on all images.
 """
@@ -66,7 +66,8 @@ def main() -> None:
     parser.add_argument("--table", type=Path, help="write strategies.md and the plot here")
     parser.add_argument("--image-size", type=int, default=96)
     parser.add_argument("--images", type=int, default=500, help="to train on, at most")
-    parser.add_argument("--only", default="", help="only the defaults whose label holds this")
+    parser.add_argument("--stages", default=",".join(STAGES), help="only these, in this order")
+    parser.add_argument("--only", default="", help="only the trials whose label holds this")
     parser.add_argument("--epochs", type=int, help="instead of those of the data set")
     parser.add_argument("--batch-size", type=int, default=BATCH)
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
@@ -81,7 +82,7 @@ def main() -> None:
     until = time.time() + 60 * options.minutes
     context = multiprocessing.get_context("spawn")
     with context.Pool(options.jobs, maxtasksperchild=40) as pool:
-        for stage in ("default",) if options.only else STAGES:
+        for stage in options.stages.split(","):
             specs = _specs(stage, _rows(options.results))
             tasks = [(options, spec) for spec in specs if options.only in spec["label"]]
             for row in pool.imap_unordered(_guarded, tasks):
