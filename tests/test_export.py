@@ -330,3 +330,40 @@ def test_damaged_or_missing_weights_are_a_data_error(tmp_path):
     for file in (path, tmp_path / "none.safetensors"):
         with pytest.raises(DataError, match="cannot be read"):
             load_weights(Tiny(), file)
+
+
+class Windows(nn.Module):
+    """Attends within windows, in five dimensions or in three, as some networks do."""
+
+    def __init__(self, dims: int, masked: bool) -> None:
+        super().__init__()
+        self.dims = dims
+        self.masked = masked
+        self.project = nn.Linear(48, 24)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        tokens = self.project(images.unflatten(2, (-1, 16)).flatten(3)[..., :48])  # N, 3, T, 24
+        query, key, value = tokens.unflatten(3, (3, 8)).unbind(3)
+        mask = None
+        if self.masked:
+            size = query.shape[2]
+            mask = torch.ones(1, size, size, dtype=torch.bool).tril()
+        if self.dims == 5:
+            query, key, value = (each.unsqueeze(2) for each in (query, key, value))
+        if self.dims == 3:
+            query, key, value = (each.flatten(0, 1) for each in (query, key, value))
+        out = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        return self.head(out.reshape(images.shape[0], -1, 8).mean(1))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("dims", [3, 4, 5])
+def test_attention_of_any_dimensions_is_exported(tmp_path, dims, masked) -> None:
+    torch.manual_seed(0)
+    model = Windows(dims, masked).eval()
+    to_onnx(model, tmp_path / "m.onnx", Preprocess(64, 64), {})
+    images = torch.randn(5, 3, 64, 64)
+    session = onnxruntime.InferenceSession(str(tmp_path / "m.onnx"))
+    (found,) = session.run(None, {"images": images.numpy()})
+    assert torch.allclose(torch.from_numpy(found), model(images), atol=1e-5)

@@ -9,6 +9,7 @@ import contextlib
 import copy
 import io
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -21,6 +22,7 @@ from torch.fx import GraphModule
 
 from autoft.data.cache.files import write_bytes_atomic
 from autoft.errors import AutoftError, PluginError
+from autoft.export.attention import FoldedAttention
 from autoft.values import Preprocess
 
 _LOGGERS: Final = ("torch.onnx", "torch.export", "torch._export", "onnxscript", "onnx_ir")
@@ -46,9 +48,10 @@ def to_pt2(
 def to_program(model: nn.Module, pre: Preprocess) -> ExportedProgram:
     """Return the graph of `model` in eval mode, float32, on CPU, with a symbolic batch size."""
     images = example(pre)
-    program = torch.export.export(
-        portable(model), (images,), dynamic_shapes=({0: Dim("batch")},), strict=False
-    )
+    with FoldedAttention():
+        program = torch.export.export(
+            portable(model), (images,), dynamic_shapes=({0: Dim("batch")},), strict=False
+        )
     for module in program.graph_module.modules():
         if isinstance(module, GraphModule):
             for node in module.graph.nodes:
@@ -81,7 +84,8 @@ def exporting(kind: str, model: nn.Module) -> Iterator[None]:
     except AutoftError:
         raise
     except Exception as error:
-        first = next(iter(str(error).strip().splitlines()), "")
+        plain = re.sub(r"\x1b\[[0-9;]*m", "", str(error))  # exporters colour what they say
+        first = next(iter(plain.strip().splitlines()), "")
         raise PluginError(
             f"The {kind} export of {type(model).__name__} failed with {type(error).__name__}: "
             f"{first}. Expected a network that torch.export can follow with any batch size; "

@@ -14,6 +14,7 @@ import contextlib
 import json
 import os
 import platform
+import re
 import resource
 import statistics
 import subprocess
@@ -88,6 +89,7 @@ def examine(name: str) -> None:
             reason = ask()
         except Exception as error:  # noqa: BLE001 - whatever goes wrong is the finding
             words = str(error) if isinstance(error, AssertionError) else repr(error)
+            words = re.sub(r"/\S*/(?=model\.)", "", words)  # no paths of this machine
             reason = " ".join(words.split())[:300] or repr(error)
         _tell(**{check: reason, f"{check}_seconds": round(time.perf_counter() - started, 1)})
 
