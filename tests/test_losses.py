@@ -10,13 +10,13 @@ from torch.nn import functional
 
 from autoft.errors import UsageError
 from autoft.training.losses import (
-    BALANCES,
     class_weights,
     focal,
     log_prior,
     make_loss,
     weighted_cross_entropy,
 )
+from autoft.training.recipe import BALANCES
 
 COUNTS = np.array([950, 50])
 

@@ -26,7 +26,7 @@ from autoft.network.build import build
 from autoft.network.sources import Source, in_folder
 from autoft.report.tables import write_suspects
 from autoft.search import prepare, sampling
-from autoft.search.images import Data, read_data
+from autoft.search.images import Data, read_data, setup_of
 from autoft.search.portfolio import RECIPES, first_strategies
 from autoft.search.profile import Profiled, run_profile
 from autoft.search.settings import Settings
@@ -62,18 +62,9 @@ def data(photos) -> Data:
 @pytest.fixture
 def setup(data, tiny_weights, tmp_path) -> Setup:
     torch.set_num_threads(1)
-    return Setup(
-        folder=tmp_path,
-        store=data.store,
-        classes=data.catalog.classes,
-        train=data.part(data.split.train()),
-        validation=data.part(data.split.validation()),
-        sources=in_folder(tiny_weights)[0],
-        image_size=64,
-        metric="accuracy",
-        device="cpu",
-        threads=1,
-    )
+    settings = Settings(dataset="x", image_size=64)
+    made = setup_of(settings, tmp_path, data, in_folder(tiny_weights)[0], "cpu")
+    return replace(made, threads=1)
 
 
 def sample_of_labels(labels: np.ndarray, groups: np.ndarray | None = None) -> Sample:

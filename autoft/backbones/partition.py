@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
@@ -21,6 +20,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_iter
+
+from autoft.looking import evaluating
 
 Stages = tuple[tuple[str, ...], ...]
 
@@ -71,7 +72,7 @@ def stages_of(module: nn.Module) -> Stages:
 def _measured(module: nn.Module) -> list[Call]:
     own = _own_size(module)
     problem: Exception | None = None
-    with _evaluating(module), torch.no_grad():
+    with evaluating(module), torch.no_grad():
         for size, device in ((own, "meta"), (SMALL, ""), (own, "")):
             try:
                 return _watched(module, size, device)
@@ -89,17 +90,6 @@ def _own_size(module: nn.Module) -> int:
         return int(size[0])
     config: Mapping[str, Any] = getattr(module, "pretrained_cfg", None) or {}
     return int(tuple(config.get("input_size", (3, 224, 224)))[-1])
-
-
-@contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    modes = [(each, each.training) for each in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for each, mode in modes:
-            each.training = mode
 
 
 def _watched(module: nn.Module, size: int, device: str) -> list[Call]:

@@ -24,7 +24,7 @@ from torch.nn.utils.parametrize import (
 )
 
 from autoft.errors import AutoftError, PluginError, UsageError
-from autoft.network.looking import evaluating, noise
+from autoft.looking import evaluating, noise
 from autoft.network.parametrized import is_adapter, plain_name
 from autoft.network.stages import stage_of_parameters
 from autoft.network.strategy import BoundStrategy

@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, fx, nn
 
-from autoft.network.looking import noise
+from autoft.looking import noise
 from autoft.network.tracing import (
     BATCHES,
     IMAGES,

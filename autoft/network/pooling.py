@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from autoft.errors import PluginError, UsageError, did_you_mean
-from autoft.network.looking import evaluating, noise
+from autoft.looking import evaluating, noise
 from autoft.network.taps import Taps, places, tap
 from autoft.values import Backbone
 

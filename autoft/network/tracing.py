@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from autoft.errors import AutoftError
-from autoft.network.looking import evaluating, noise
+from autoft.looking import evaluating, noise
 from autoft.network.stages import stage_of_parameters
 from autoft.values import Backbone
 

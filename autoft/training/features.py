@@ -24,8 +24,8 @@ from autoft.data.cache.entries import NoRoom, make_room
 from autoft.data.cache.files import cache_root, write_bytes_atomic
 from autoft.data.views import evaluation_batches
 from autoft.errors import DataError
+from autoft.looking import evaluating, noise
 from autoft.network.build import build
-from autoft.network.looking import evaluating, noise
 from autoft.network.pooling import Pooling
 from autoft.training.evaluate import EVALUATION_BATCH
 from autoft.training.job import Images, Precision, Rows, Setup

@@ -12,14 +12,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from autoft.errors import UsageError, did_you_mean
+from autoft.training.recipe import BALANCES
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Logits (B, C), targets (B, C) as shares of classes and weights (B,) to the loss of a batch."""
 
 Counts = Tensor | NDArray[Any]
-
-BALANCES: Final = ("none", "logit_adjust", "class_balanced", "focal")
-"""What a loss does about classes of uneven size."""
 
 BETA: Final = 0.999
 GAMMA: Final = 2.0

@@ -16,7 +16,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from autoft.network.looking import evaluating
+from autoft.looking import evaluating
 from autoft.training.job import Precision
 from autoft.training.memory import is_out_of_memory
 

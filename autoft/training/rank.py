@@ -36,7 +36,7 @@ from autoft.values import Backbone
 MAX_IMAGES = 5000
 LONG_TRIAL = 10  # epochs that a compiled network has to pay for itself
 FLIP_MAY_COST = 0.03
-KIND, MIRROR, SPEED, VERSION = "rank", "mirror", "speed", 5
+KIND, MIRROR, SPEED, STRUCTURE, VERSION = "rank", "mirror", "speed", "structure", 5
 # Seconds. Speeds that were measured in a busy moment must not plan all searches to come.
 KNOWN_FOR = 24 * 3600.0
 
@@ -91,8 +91,7 @@ def _measure(setup: Setup, label: str, progress: Progress) -> Ranked:
         num_stages=len(backbone.stages),
         parameters=sum(parameter.numel() for parameter in module.parameters()),
         batch_norms=sum(map(has_statistics, module.modules())),
-        map_seen=_shows_map(backbone, setup.image_size),
-        uncut=why_uncut(backbone, setup.image_size),
+        **_structure(backbone, setup, network),
         pretrained=source.pretrained,
         source=backbone.source,
         license=backbone.license,
@@ -100,6 +99,16 @@ def _measure(setup: Setup, label: str, progress: Progress) -> Ranked:
     )
     remember(KIND, key, asdict(ranked))
     return ranked
+
+
+def _structure(backbone: Backbone, setup: Setup, network: str) -> dict[str, Any]:
+    """Return what can be done with the backbone at this size, found once for all data sets."""
+    key = place_of(setup, VERSION, network)
+    if (known := recall(STRUCTURE, key)) is None:
+        size = setup.image_size
+        known = {"map_seen": _shows_map(backbone, size), "uncut": why_uncut(backbone, size)}
+        remember(STRUCTURE, key, known)
+    return known
 
 
 def _shows_map(backbone: Backbone, image_size: int) -> bool:

@@ -11,8 +11,12 @@ from autoft.values import NormMode
 HeadRate = Annotated[float, Float(1e-4, 3e-2, log=True)]
 Decay = Annotated[float, Float(1e-4, 3e-1, log=True)]
 Smoothing = Annotated[float, Choice(0.0, 0.05, 0.1)]
-Balance = Annotated[str, Choice("none", "logit_adjust", "class_balanced", "focal")]
 Pool = Annotated[str, Choice("native", "avgmax", "gem")]
+
+BALANCES = ("none", "logit_adjust", "class_balanced", "focal")
+"""What a loss does about classes of uneven size."""
+
+Balance = Annotated[str, Choice(*BALANCES)]
 
 AUGMENTS = ("none", "crop", "shift_flip", "crop_flip", "strong", "trivial")
 UPRIGHT = ("none", "crop")  # those that neither mirror nor turn: for images such as digits

@@ -8,6 +8,7 @@ distorts good features), then trains what the strategy thaws (`tune.py`).
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import torch
 
@@ -51,11 +52,12 @@ def _prepare(setup: Setup, job: TrialJob, report: Reporter) -> Trial:
     config = job.config
     torch.manual_seed(config.seed)
     source = setup.sources[config.backbone.name]
-    pretrained = bind(config.strategy, 1).pretrained
-    backbone = build(source, pretrained=pretrained, image_size=setup.image_size)
-    strategy = bind(config.strategy, len(backbone.stages))
+    strategy = bind(config.strategy, 1)
+    backbone = build(source, pretrained=strategy.pretrained, image_size=setup.image_size)
+    strategy = replace(strategy, num_stages=len(backbone.stages))
     how = _recipe(strategy, job)
-    network_as_built = fingerprint(backbone.module, setup)
+    # Adapters draw random numbers, by which the same backbone would not be known again.
+    as_built = fingerprint(backbone.module, setup) if strategy.adapter else ""
     backbone = adapt(backbone, strategy, image_size=setup.image_size)
     network = assemble(backbone, config.head, len(setup.classes), how.pool, setup.image_size)
     if how.balance in ("none", "focal"):  # the others teach scores that the prior has no part in
@@ -73,8 +75,8 @@ def _prepare(setup: Setup, job: TrialJob, report: Reporter) -> Trial:
         recipe=how,
         report=report,
         state=checkpoint.State(),
-        pretrained=pretrained and source.pretrained,
-        fingerprint=network_as_built,
+        pretrained=strategy.pretrained and source.pretrained,
+        fingerprint=as_built,
         began=time.monotonic(),
     )
 

@@ -14,7 +14,7 @@ from autoft.network.assemble import Network
 from autoft.network.strategy import BoundStrategy
 from autoft.training import checkpoint, probe
 from autoft.training.evaluate import Scored
-from autoft.training.features import Features, pooled_features
+from autoft.training.features import Features, fingerprint, pooled_features
 from autoft.training.job import Images, Report, Reporter, Setup, TrialJob
 from autoft.training.losses import Loss, make_loss
 from autoft.training.probe import NonFiniteLoss
@@ -26,7 +26,8 @@ from autoft.values import Backbone, NormMode, Preprocess
 class Trial:
     """Everything that one trial holds while it runs.
 
-    `fingerprint` is that of the backbone as it was built; `gradient_norms` are what the strategy
+    `fingerprint` is that of the backbone as it was built, "" until it is asked for;
+    `gradient_norms` are what the strategy
     asked to be told of the stages, measured last.
     """
 
@@ -70,6 +71,7 @@ class Trial:
     def features(self, part: Images) -> Features:
         """Return what the head takes of the images of `part`, (N, F), from frozen weights."""
         pool, precision = self.network.pool, self.job.precision
+        self.fingerprint = self.fingerprint or fingerprint(self.network.backbone, self.setup)
         return pooled_features(
             pool, self.setup, part, self.pre, precision, network=self.fingerprint
         )

@@ -77,7 +77,7 @@ def main() -> None:
     if options.table:
         from strategies_table import write
 
-        write(_rows(options.results), options.table)
+        write(_rows(options.results), options.table, POINTS)
         return
     until = time.time() + 60 * options.minutes
     context = multiprocessing.get_context("spawn")

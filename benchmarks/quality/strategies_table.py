@@ -9,7 +9,6 @@ from typing import Any
 
 Row = dict[str, Any]
 
-POINTS = 2  # as in strategies.py
 PLOT = "freeze_depth.svg"
 SMALL = 128  # pixels: larger images are of trials on all of a data set
 HEAD = """# Strategies on photographs
@@ -26,8 +25,8 @@ in `benchmarks/quality/results/strategies.jsonl`, and the command goes on from t
 """  # noqa: E501 (lines of the page, not of code)
 
 
-def write(rows: list[Row], folder: Path) -> None:
-    """Write `strategies.md` and the plot into `folder`."""
+def write(rows: list[Row], folder: Path, points: int) -> None:
+    """Write `strategies.md` and the plot into `folder`; `points` were searched beside defaults."""
     whole = [row for row in rows if "test" in row and row["image_size"] > SMALL]
     good = [row for row in rows if "test" in row and row not in whole]
     sizes = [row["n"] for row in good]
@@ -39,7 +38,7 @@ def write(rows: list[Row], folder: Path) -> None:
             size=some["image_size"],
             epochs=_epochs(good, small=False),
             small=_epochs(good, small=True),
-            points=POINTS,
+            points=points,
         )
     ]
     for dataset, backbone in _pairs(good):
