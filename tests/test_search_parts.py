@@ -270,7 +270,7 @@ def test_a_trial_cut_off_comes_back_with_its_number_and_its_choices(tmp_path) ->
     finish(director, first)
     second = replace(second, precision=Precision(bf16=True))  # today's timing may say otherwise
     for job in (first, second):
-        checkpoint.start(folder.trial(job.number), job)
+        checkpoint.start(folder.trial(job.number), job, pretrained=True)
     again = make_director(folder)
     assert [r.number for r in again.results] == [0]
     back = again.next_job()

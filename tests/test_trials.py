@@ -205,3 +205,15 @@ def test_a_head_on_all_stages_takes_their_features(small_setup, fixed, tmp_path)
         assert outcome.score > 0.5
         network, _ = load_trial(setup, TrialResult(number, work.config, "done"))
         assert network.pool.num_features > network.backbone.num_features
+
+
+@pytest.mark.parametrize(("strategy", "told"), [("scratch", "none"), ("full", "r160_in1k")])
+def test_only_weights_that_had_a_part_in_it_are_told_of(
+    small_setup, fixed, tmp_path, strategy, told
+) -> None:
+    setup = replace(small_setup, folder=tmp_path)
+    work = job("test_resnet", strategy)
+    train_trial(setup, work, go_on)
+    _, backbone = load_trial(setup, TrialResult(0, work.config, "done"))
+    assert backbone.source == told
+    assert (backbone.license == "none") is (told == "none")

@@ -27,6 +27,7 @@ from autoft.export.onnx import metadata_of
 from autoft.export.parity import check_parity, write_parity
 from autoft.network.assemble import Network, assemble
 from autoft.network.build import build
+from autoft.search.folder import RunFolder
 from autoft.search.jobs import Finished, FinishJob
 from autoft.selection.intervals import estimate
 from autoft.training import metrics
@@ -38,6 +39,7 @@ from autoft.values import Backbone, Estimate, Preprocess, TrialResult
 Progress = Callable[[str, int, int], None]
 PACKAGES = ("autoft", "torch", "torchvision", "timm", "optuna", "onnx", "onnxruntime", "numpy")
 CPU = torch.device("cpu")
+NO_WEIGHTS = "none"  # what the card says of weights where a trial began without
 
 
 def finish(setup: Setup, job: FinishJob, progress: Progress) -> Finished:
@@ -76,7 +78,11 @@ def finish(setup: Setup, job: FinishJob, progress: Progress) -> Finished:
 
 
 def load_trial(setup: Setup, result: TrialResult) -> tuple[Network, Backbone]:
-    """Rebuild the network of a trial on the CPU with the weights that were scored."""
+    """Rebuild the network of a trial on the CPU with the weights that were scored.
+
+    Where it began with random weights, those that were published for its backbone have no part in
+    it, and neither has their licence.
+    """
     config = result.config
     source = setup.sources[config.backbone.name]
     backbone = build(source, pretrained=False, image_size=setup.image_size)
@@ -89,6 +95,9 @@ def load_trial(setup: Setup, result: TrialResult) -> tuple[Network, Backbone]:
             f"trials are; choose one that `autoft leaderboard` lists with weights."
         )
     load_weights(network, path)
+    began = RunFolder(setup.folder).read_json(f"trials/{result.number:04d}/config.json")
+    if began and not began["pretrained"]:
+        backbone = replace(backbone, source=NO_WEIGHTS, license=NO_WEIGHTS)
     return network.eval(), backbone
 
 

@@ -33,13 +33,14 @@ class State:
     seconds: float = 0.0
 
 
-def start(folder: Path, job: TrialJob) -> None:
-    """Write `config.json`: what the trial is, before it begins."""
+def start(folder: Path, job: TrialJob, *, pretrained: bool) -> None:
+    """Write `config.json`, before the trial begins: what it is, and from which kind of weights."""
     folder.mkdir(parents=True, exist_ok=True)
     config = {
         "number": job.number,
         "epochs": job.epochs,
         "precision": asdict(job.precision),
+        "pretrained": pretrained,
         "config": job.config.to_json(),
     }
     write_json_atomic(folder / "config.json", config)

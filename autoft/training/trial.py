@@ -37,7 +37,7 @@ def train_trial(setup: Setup, job: TrialJob, report: Reporter) -> Outcome:
         AutoftError: a plugin of the configuration is missing, broken or misused.
     """
     trial = _prepare(setup, job, report)
-    checkpoint.start(trial.folder, job)
+    checkpoint.start(trial.folder, job, pretrained=trial.pretrained)
     try:
         status = tune(trial) if trial.strategy.trains_backbone() else _probe(trial)
     except NonFiniteLoss as error:
