@@ -142,7 +142,7 @@ def plot(rows: list[Row], path: Path) -> None:
     mpl.rcParams["svg.hashsalt"] = "autoft"  # the same file for the same figures
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(7, 4.2))
+    figure, axes = pyplot.subplots(figsize=(7, 5), layout="constrained")
     for dataset, backbone in _pairs(rows):
         mine = [r for r in rows if (r["dataset"], r["backbone"]) == (dataset, backbone)]
         points = {
@@ -159,9 +159,8 @@ def plot(rows: list[Row], path: Path) -> None:
         axes.plot(xs, [points[x] for x in xs], line, marker="o", label=f"{dataset}, {backbone}")
     axes.set_xlabel("freeze depth (share of stages)")
     axes.set_ylabel("test accuracy")
-    axes.legend(fontsize=7)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=8)  # not over a line
     axes.grid(alpha=0.3)
-    figure.tight_layout()
     figure.savefig(path, metadata={"Date": None})
     text = path.read_text("utf-8")
     path.write_text("\n".join(line.rstrip() for line in text.splitlines()) + "\n", "utf-8")
