@@ -20,6 +20,9 @@ pre-trained statistics, or train everything and take the statistics of the batch
 IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
 IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
 
+PROCEDURAL = "procedural"
+"""The `source` of weights that were trained on generated images alone: weak ones."""
+
 
 @dataclass(frozen=True)
 class Backbone:

@@ -126,6 +126,7 @@ def test_pull_verify_and_pack_with_a_hub(hub, run, tmp_path) -> None:
     code, out, err = run("weights", "verify")
     assert code == 0, err
     assert sorted(re.findall(r"^(\S+) .* ok$", out, flags=re.MULTILINE)) == [
+        "autoft_mini",
         "test_resnet.r160_in1k",
         "test_vit.r160_in1k",
     ]
@@ -223,7 +224,7 @@ def test_a_licence_that_is_not_allowed_ends_a_search_or_leaves_out(
     assert "--allow-license mit,isc,apache-2.0" in err
     code, _, err = search(run, photos, "--weights", tiny_weights, "--allow-license", "mit")
     assert code == 2
-    assert err.count("Left out: The weights of") == 2
+    assert err.count("Left out: The weights of") == 3  # the embedded ones too
     assert "No backbone here has weights that --allow-license mit allows" in err
 
 

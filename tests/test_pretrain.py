@@ -18,6 +18,7 @@ FOLDER = Path(__file__).parents[1] / "benchmarks" / "pretrain"
 
 @pytest.fixture(autouse=True)
 def beside(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER.parent))
     monkeypatch.syspath_prepend(str(FOLDER))
 
 
@@ -225,6 +226,9 @@ def test_it_learns_what_it_is_shown(tmp_path, monkeypatch, contrast):
     totals = [sum(line["losses"].values()) for line in lines]
     assert sum(totals[-10:]) < 0.9 * sum(totals[:10])
     assert lines[-1]["views"] == 32 * 60
+    page = train.report(tmp_path)
+    assert page.count("\n") == 4 + train.ROWS - 1
+    assert "1,920 views of 64 images" in page
     assert lines[-1]["rate"] < 0.1 < max(line["rate"] for line in lines)
 
 

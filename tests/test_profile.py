@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -26,9 +27,11 @@ from autoft.network.build import build
 from autoft.network.sources import Source, in_folder
 from autoft.report.tables import write_suspects
 from autoft.search import prepare, sampling
+from autoft.search.engines import tasks
 from autoft.search.images import Data, read_data, setup_of
 from autoft.search.portfolio import RECIPES, first_strategies
 from autoft.search.profile import Profiled, run_profile
+from autoft.search.session import Session
 from autoft.search.settings import Settings
 from autoft.selection import explain
 from autoft.selection.regime import ADVICE, judge, likeness_of, regime_map
@@ -556,6 +559,40 @@ def test_the_backbone_that_knows_most_speaks_and_others_are_shown() -> None:
     assert plain["control"] == 0.5
 
 
+@pytest.mark.parametrize(("source", "name"), [("procedural", "weak-weights"), ("in1k", "")])
+def test_weak_weights_are_a_regime_of_their_own_and_it_is_said(source, name) -> None:
+    found = replace(measured("a", knn=0.9, final=0.8, stages=0.8, random=0.5), source=source)
+    profile = judge(np.arange(300) % 2, PIXELS, [found])
+    assert profile.name == (name or "small-similar")
+    assert profile.likeness == "similar"  # to what they saw; the numbers stay what they are
+    told = " ".join(explain.measured(profile))
+    assert ("saw generated images and no photograph" in told) is bool(name)
+    other = replace(found, label="b", source="in1k")
+    better = replace(other, probes=measured("b", knn=0.95, final=0.9, stages=0.9).probes)
+    assert judge(np.arange(300) % 2, PIXELS, [found, better]).name == "small-similar"
+
+
+def test_a_backbone_that_fails_stops_no_profile_and_none_left_does(
+    photos, tiny_weights, monkeypatch
+) -> None:
+    real = tasks.measure_backbone
+    failing: set[str] = {"autoft_mini"}
+
+    def call(self, worker, task, *arguments):
+        if task is real and arguments[1] in failing:
+            return Measured(arguments[1], error=f"{arguments[1]} fails", exit_code=3)
+        return plain(self, worker, task, *arguments)
+
+    plain = Session.call
+    monkeypatch.setattr(Session, "call", call)
+    settings = Settings(dataset=str(photos), weights=str(tiny_weights), image_size=64)
+    profile = run_profile(settings, quiet, 60).profile
+    assert profile.failed == {"autoft_mini": "autoft_mini fails"}
+    failing |= {"test_resnet.fixed", "test_byobnet.fixed"}
+    with pytest.raises(DataError, match="autoft_mini fails"):
+        run_profile(settings, quiet, 60)
+
+
 def test_without_weights_the_size_alone_is_told() -> None:
     profile = judge(np.arange(300) % 2, PIXELS, [Measured("a", error="not to be had")])
     assert (profile.name, profile.size, profile.similarity) == ("no-weights", "small", None)
@@ -626,7 +663,7 @@ def test_d29_a_search_on_flipped_labels_finishes(flipped, tiny_weights, tmp_path
         flipped[0], weights=tiny_weights, out=tmp_path / "run", time=150, trials=3, image_size=64
     )
     regime = run.result["regime"]
-    assert regime["backbone"] in {"test_resnet.fixed", "test_byobnet.fixed"}
+    assert regime["backbone"] in {"test_resnet.fixed", "test_byobnet.fixed", "autoft_mini"}
     assert set(regime) >= {"similarity", "interval", "depth_gain", "control", "first", "agreed"}
     assert regime["agreed"] == (run.result["winner"]["strategy"] in regime["first"])
 
@@ -658,11 +695,18 @@ def test_the_command_tells_the_regime_and_writes_suspects(flipped, tiny_weights,
     assert sorted((path, path.stat().st_mtime_ns) for path in root.rglob("*")) == before
 
 
-def test_without_weights_the_command_tells_size_and_controls(photos) -> None:
+def test_without_other_weights_the_embedded_ones_speak_and_it_is_said(
+    photos, monkeypatch, tmp_path
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     shown = run_command(photos, "--image-size", 64, "--offline")
-    assert "told by size alone" in shown
-    assert "pixels" in shown
-    assert "Similarity S" not in shown
+    assert re.search(r"^autoft_mini +procedural ", shown, flags=re.MULTILINE)
+    assert "autoft_mini knows most" in shown
+    assert "saw generated images and no photograph" in shown
+    assert "A search tries full or scratch first" in shown
 
 
 def test_too_few_images_are_said_to_be_too_few() -> None:
@@ -672,7 +716,6 @@ def test_too_few_images_are_said_to_be_too_few() -> None:
     assert "6 images in 3 classes" in text
     assert "too few to measure" in text
     assert "two images each" in text
-    assert "No backbone could be measured" not in text
     assert "\n\n\n" not in text
 
 

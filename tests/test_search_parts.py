@@ -5,27 +5,35 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from autoft.cli.summary import ranking_lines
 from autoft.errors import DataError, MachineError, UsageError
-from autoft.search import halving, prepare
+from autoft.network.sources import Source
+from autoft.search import ending, halving, prepare
 from autoft.search.budget import Budget
 from autoft.search.configs import Space, StrategyInfo
 from autoft.search.director import Director
 from autoft.search.engines import local
+from autoft.search.engines.tasks import Described
+from autoft.search.engines.weighing import LeftOut
 from autoft.search.folder import RunFolder, claim
-from autoft.search.portfolio import portfolio
+from autoft.search.portfolio import WEAK_LR, portfolio, usual_of
+from autoft.search.run import _space
+from autoft.search.session import Session
 from autoft.search.settings import Settings, parse_time, read_settings
 from autoft.search.study import Study, write_view
 from autoft.selection import winner
 from autoft.selection.intervals import wilson
 from autoft.selection.regime import judge, size_class
-from autoft.space import Choice, Float, Int, Parameter
-from autoft.training import checkpoint
+from autoft.space import Choice, Float, Int, Parameter, read_signature
+from autoft.training import checkpoint, recipe
 from autoft.training.job import Images, Outcome, Precision, Ranked, Report, Setup
-from autoft.values import Part, TrialConfig, TrialResult
+from autoft.training.measures import Measured
+from autoft.values import PROCEDURAL, Part, TrialConfig, TrialResult
 
 LR = Parameter("lr", Float(1e-5, 1e-2, log=True), 1e-3)
 HIDDEN = Parameter("hidden", Int(8, 64, log=True), 16)
@@ -358,9 +366,192 @@ def test_an_error_of_a_worker_keeps_its_kind(kind, tmp_path) -> None:
 
     nothing = np.zeros(0, np.int64)
     images = Images(nothing, nothing)
-    none = Setup(tmp_path, None, (), images, images, {}, 64, "accuracy", "cpu", 1)
+    sources = {"a": Source("a", "a")}
+    setup = Setup(tmp_path, None, (), images, images, sources, 64, "accuracy", "cpu", 1)
     with pytest.raises(kind, match="why"):
-        prepare.rank(Settings(dataset="d"), none, call, lambda *_, **__: None, 60.0)
+        prepare.rank(Settings(dataset="d"), setup, call, lambda *_, **__: None, 60.0)
+
+
+# --- the embedded backbone ----------------------------------------------------------------------
+
+MINI = prepare.EMBEDDED
+WEAK = Ranked(MINI, probe=0.6, balanced_probe=0.6, source=PROCEDURAL, license="apache-2.0")
+STRONG = Ranked("photos", probe=0.9, balanced_probe=0.9, source="in1k", license="mit")
+
+
+def test_the_embedded_backbone_is_ranked_beside_all_others_and_last() -> None:
+    tiers = {"small-one": "nano", "middle-one": "small", "large-one": "large"}
+    described = Described(make_space(), tiers, ())
+    for settings, given, labels in [
+        (Settings(dataset="d", time=60), {}, ["small-one", MINI]),
+        (Settings(dataset="d", time=9000), {}, ["middle-one", MINI]),
+        (Settings(dataset="d"), {"photos": Source("photos", "timm")}, ["photos", MINI]),
+    ]:
+        found = prepare.default_sources(settings, given, described, "cpu")
+        assert list(found) == labels
+    carried = {
+        MINI: Source(MINI, MINI, weights="/carried/model.safetensors"),
+        "b": Source("b", "b"),
+    }
+    assert prepare.with_embedded(carried) == carried  # one's own file of that name is kept
+
+
+def ranking(folder, *found: Ranked, **settings) -> tuple[list[str], list[str], list[str]]:
+    """Rank what is `found`; return labels of the usable, of the searched, and the notes."""
+    known = {each.label: each for each in found}
+    nothing = Images(np.zeros(0, np.int64), np.zeros(0, np.int64))
+    sources = {label: Source(label, label) for label in known}
+    setup = Setup(folder, None, (), nothing, nothing, sources, 64, "accuracy", "cpu", 1)
+    session = Session(
+        Settings(dataset="d", **settings), RunFolder(folder), lambda _: None, None, 0
+    )
+    usable, near = prepare.rank(
+        session.settings, setup, lambda _task, _setup, label: known[label], session.emit, 60.0
+    )
+    events = RunFolder(folder).events()
+    notes = [event["text"] for event in events if event["kind"] == "note"]
+    return list(usable.sources), [each.label for each in near], notes
+
+
+def test_weights_of_photographs_are_not_displaced_and_both_are_shown(tmp_path) -> None:
+    assert ranking(tmp_path, STRONG, WEAK) == (["photos", MINI], ["photos"], [])
+    shown = ending._ranking(RunFolder(tmp_path), ["photos"])
+    assert shown == [
+        {"backbone": "photos", "probe": 0.9, "source": "in1k", "license": "mit", "searched": True},
+        {"backbone": MINI, "probe": 0.6, "source": PROCEDURAL, "license": "apache-2.0",
+         "searched": False},
+    ]  # fmt: skip
+    (line,) = ranking_lines(shown)
+    assert line == (
+        f"Backbones by probe: photos 0.900 (in1k), {MINI} 0.600 (procedural, not searched)."
+    )
+    assert ranking_lines([]) == []  # a run of an earlier version
+
+
+def test_the_ranking_decides_whichever_is_better(tmp_path) -> None:
+    better = replace(WEAK, probe=0.95)
+    assert ranking(tmp_path, STRONG, better) == ([MINI, "photos"], [MINI, "photos"], [])
+
+
+def test_the_embedded_backbone_alone_is_told_of_once(tmp_path) -> None:
+    gone = Ranked("gone", error="cannot run", exit_code=4)
+    (tmp_path / "asked").mkdir()
+    assert ranking(tmp_path, gone, WEAK) == ([MINI], [MINI], [prepare.NOTHING_ELSE])
+    asked = ranking(tmp_path / "asked", WEAK, backbones=(MINI,))
+    assert asked == ([MINI], [MINI], [])
+
+
+def test_where_not_even_the_embedded_backbone_can_be_had_the_search_ends(tmp_path) -> None:
+    nobody = LeftOut("it is gone", MachineError.exit_code)
+    sources = prepare.with_embedded({})
+    with pytest.raises(MachineError, match="it is gone"):
+        prepare.provide(Settings(dataset="d"), sources, lambda *_: nobody, lambda *_, **__: None)
+
+
+@pytest.mark.parametrize(
+    ("ranked", "speaks", "name"),
+    [
+        ([STRONG, replace(WEAK, balanced_knn=0.99)], "photos", "ambiguous"),
+        ([replace(WEAK, probe=0.95), STRONG], MINI, "weak-weights"),
+        ([WEAK], MINI, "weak-weights"),
+        ([replace(WEAK, pretrained=False)], None, "no-weights"),
+    ],
+)
+def test_weak_weights_speak_for_the_data_only_where_they_are_best(
+    monkeypatch, ranked, speaks, name
+) -> None:
+    asked = []
+
+    def call(task, *arguments) -> Measured:
+        asked.extend(each for each in arguments if isinstance(each, str))
+        return Measured("", error="not measured here")
+
+    labels = np.arange(6000) % 3
+    monkeypatch.setattr(prepare, "sample_of", lambda *_: range(100))
+    monkeypatch.setattr(prepare, "affordable", lambda *_: 100)
+    data = SimpleNamespace(
+        catalog=SimpleNamespace(labels=labels), split=SimpleNamespace(fold=np.zeros(6000))
+    )
+    profile = prepare.measure_regime(
+        Settings(dataset="d"), None, data, ranked, call, lambda *_, **__: None
+    )
+    assert asked == ([speaks] if speaks else [])
+    assert profile.name == name
+
+
+def first_of(*ranked: Ranked, regime: str = "weak-weights") -> list[TrialConfig]:
+    space = replace(
+        make_space(),
+        backbones=tuple(each.label for each in ranked),
+        strategies={
+            **make_space().strategies,
+            "scratch": StrategyInfo((), True, False, True),
+            "freeze": StrategyInfo((), True, True, True),
+        },
+        heads={"linear": (), "norm_linear": (), "multilayer": ()},
+        tuning=read_signature(recipe.tuning),
+        batch_norms=frozenset(each.label for each in ranked),
+        usual=usual_of(ranked),
+    )
+    profile = replace(judge(np.arange(100) % 2, None, (), weights=True), name=regime)
+    return [space.default(answers, 0) for answers in portfolio(space, profile, ranked)]
+
+
+@pytest.mark.parametrize("label", [MINI, "their-own"])
+def test_weak_weights_begin_at_the_rate_of_training_from_scratch(label) -> None:
+    configs = first_of(replace(WEAK, label=label))
+    kinds = [(each.strategy.name, each.head.name) for each in configs]
+    assert kinds[:5] == [
+        ("head_only", "linear"),  # the baseline
+        ("full", "linear"),
+        ("head_only", "multilayer"),
+        ("theirs", "linear"),
+        ("scratch", "linear"),
+    ]
+    full, theirs = configs[1], configs[3]
+    assert full.strategy.params["bottom"] == 1.0
+    assert full.train["lr"] == theirs.train["lr"] == WEAK_LR
+    assert full.train["norm_mode"] == theirs.train["norm_mode"] == "train"
+    heads = [at for at, (strategy, _) in enumerate(kinds) if strategy == "head_only"]
+    assert heads[2:] == [*range(len(kinds) - len(heads[2:]), len(kinds))]  # all others at the end
+
+
+def test_strong_weights_keep_their_recipes_beside_weak_ones() -> None:
+    alone = first_of(STRONG, regime="ambiguous")
+    beside = first_of(STRONG, replace(WEAK, probe=0.89), regime="ambiguous")
+    assert [each for each in beside if each.backbone.name == "photos"] == alone
+    weak = [each for each in beside if each.backbone.name == MINI]
+    assert [each.strategy.name for each in weak] == ["head_only", "full"]
+    assert weak[1].train["lr"] == WEAK_LR
+    assert {each.train.get("lr", 0) for each in alone} & {WEAK_LR} == set()
+
+
+@pytest.mark.parametrize(
+    ("ranked", "scratch"), [([WEAK], True), ([STRONG], False), ([STRONG, WEAK], False)]
+)
+def test_training_from_scratch_competes_where_the_best_weights_are_weak(
+    tmp_path, ranked, scratch
+) -> None:
+    space = replace(
+        make_space(),
+        strategies={**make_space().strategies, "scratch": StrategyInfo((), True, False, True)},
+    )
+    few = Images(np.arange(9), np.zeros(9, np.int64))
+    setup = Setup(tmp_path, None, (), few, few, {}, 64, "accuracy", "cpu", 1)
+    regime = judge(np.arange(100) % 2, None, (), weights=True)
+    narrowed = _space(space, Settings(dataset="d"), setup, ranked, regime, ("none",))
+    assert ("scratch" in narrowed.strategies) is scratch
+    assert set(narrowed.usual) == {each.label for each in ranked if each.weak}
+
+
+def test_weak_weights_get_the_time_of_random_ones() -> None:
+    def epochs(ranked: Ranked) -> int:
+        ranked = replace(ranked, images_per_second=100.0, trained_per_second=100.0)
+        budget = Budget(time.time() + 40, None, {ranked.label: ranked}, 100, 20)
+        config = TrialConfig(Part(ranked.label), Part("full"), Part("linear"), {})
+        return budget.epochs(config, trains_backbone=True)
+
+    assert epochs(WEAK) == epochs(replace(WEAK, pretrained=False)) > epochs(STRONG)
 
 
 # --- selection --------------------------------------------------------------------------------

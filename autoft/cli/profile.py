@@ -97,12 +97,10 @@ def lines(found: Profiled) -> list[str]:
 
 
 def _scores(known: Profile) -> list[list[str]]:
-    """Return a row for each backbone; without any, one for the controls, if these are known."""
-    if not known.backbones and not known.controls:
-        return []
+    """Return a row for each backbone; nothing where none was measured."""
     if not known.backbones:
-        return [[NAMES[name] for name in known.controls], [*map(_spread, known.controls.values())]]
-    heads = ["backbone", "S", "90 % interval", "D", *NAMES.values(), "seconds"]
+        return []
+    heads = ["backbone", "trained on", "S", "90 % interval", "D", *NAMES.values(), "seconds"]
     return [heads, *(_row(each) for each in known.backbones)]
 
 
@@ -112,8 +110,8 @@ def _row(each: Likeness) -> list[str]:
         "-" if each.interval is None else f"{each.interval[0]:.2f} to {each.interval[1]:.2f}"
     )
     scores = [_spread(each.scores.get(name)) for name in NAMES]
-    name = clean(each.backbone)
-    return [name, s, interval, f"{each.depth_gain:.2f}", *scores, f"{each.seconds:.0f}"]
+    names = [clean(each.backbone), clean(each.source) or "-"]
+    return [*names, s, interval, f"{each.depth_gain:.2f}", *scores, f"{each.seconds:.0f}"]
 
 
 def _spread(score: Spread | None) -> str:

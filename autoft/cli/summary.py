@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +48,28 @@ def _lines(folder: Path, result: Mapping[str, Any]) -> list[str]:
         ),
         f"Trials: {trials['done']} done, {trials['stopped']} stopped early, "
         f"{trials['failed']} failed, in {duration(result['seconds'])}.",
+        *ranking_lines(result.get("ranking", [])),
         regime_line(result["regime"], winner["strategy"]),
         f"Model: {clean(folder / 'best')}",
         parity_line(folder / "best"),
         f"Predict: autoft predict {path} IMAGE...",
     ]
+
+
+def ranking_lines(ranking: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Say how much the frozen features of each backbone knew, and which were not searched.
+
+    Runs of earlier versions have no ranking.
+    """
+    shown = [_ranked(row) for row in ranking if row["probe"] is not None]
+    return [f"Backbones by probe: {', '.join(shown)}."] if shown else []
+
+
+def _ranked(row: Mapping[str, Any]) -> str:
+    told = [clean(row["source"])] if row["source"] else []
+    told += [] if row["searched"] else ["not searched"]
+    more = f" ({', '.join(told)})" if told else ""
+    return f"{clean(row['backbone'])} {row['probe']:.3f}{more}"
 
 
 def regime_line(regime: Mapping[str, Any], strategy: str) -> str:

@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from autoft import plugins
-from autoft.errors import UsageError
+from autoft.errors import MachineError, UsageError
 from autoft.network import licenses
-from autoft.network.sources import Source
+from autoft.network.sources import ANY_ARCHITECTURE, Source
 from autoft.weights import Weights, find_weights
 
 Progress = Callable[[str, int, int], None]
@@ -70,6 +70,12 @@ def provide(source: Source, allowed: Collection[str], progress: Progress) -> Pro
     notes = (note,) if note else ()
     if weights is None:
         return Provided(replace(source, license=license), notes)
+    owned = source.plugin != ANY_ARCHITECTURE and not source.weights
+    if owned and not weights.path and weights.get is None:
+        raise MachineError(
+            f"The weights of '{source.label}' are not in {weights.place}, where {weights.origin} "
+            f"has them, and cannot be fetched. Install its package again."
+        )
     path = fetch(source.label, weights, progress)
     known = replace(source, license=license, origin=weights.origin, file=str(path))
     return Provided(replace(known, sha256=sha256_of(path)), notes)

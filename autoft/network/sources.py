@@ -111,7 +111,7 @@ def _local(folder: Path) -> Source:
 
 def _owner(label: str) -> str:
     architecture = label.partition(".")[0]
-    names = [p.name for p in plugins.installed("backbone") if not p.builtin]
+    names = [p.name for p in plugins.installed("backbone") if p.name != ANY_ARCHITECTURE]
     fitting = [n for n in names if n == architecture or n.endswith(f"_{architecture}")]
     return fitting[0] if len(fitting) == 1 else ""
 

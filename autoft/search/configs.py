@@ -35,7 +35,8 @@ class Space:
     """Backbones by label, strategies and heads with their parameters, and the recipes'.
 
     `batch_norms` are the backbones that have some, `blank` those with random weights, `mapless`
-    those that show no map to pool; `imbalanced` and `large` say what the data is,
+    those that show no map to pool; `usual` holds by backbone the answers that are its defaults in
+    place of the recipes'. `imbalanced` and `large` say what the data is,
     `metric` what is maximised; `fixed` answers are given by the user and not asked.
     """
 
@@ -49,6 +50,7 @@ class Space:
     batch_norms: frozenset[str] = field(default_factory=frozenset)
     blank: frozenset[str] = field(default_factory=frozenset)
     mapless: frozenset[str] = field(default_factory=frozenset)
+    usual: Mapping[str, Mapping[str, Value]] = field(default_factory=dict)
     imbalanced: bool = False
     large: bool = False
     metric: str = "accuracy"
@@ -67,14 +69,15 @@ class Space:
             "pool": backbone in self.mapless or wants_stages(self.heads[head]),
         }
         expert = {name for name in EXPERT if f"train.{name}" not in self.fixed}
+        usual = self.usual.get(backbone, {})
         return tuple(
-            self._narrowed(parameter)
+            self._narrowed(parameter, usual.get(f"train.{parameter.name}"))
             for parameter in chosen
             if not pointless.get(parameter.name, False) and parameter.name not in expert
         )
 
-    def _narrowed(self, parameter: Parameter) -> Parameter:
-        """Return a parameter as this data wants it.
+    def _narrowed(self, parameter: Parameter, usual: Value | None) -> Parameter:
+        """Return a parameter as this data wants it, and with the default that is `usual`, if any.
 
         Augmentations that were found to change labels, such as mirrored digits, are left out.
         Uneven classes are evened out unless the search finds better, where all classes count
@@ -84,6 +87,8 @@ class Space:
             known = parameter.default in self.augments
             fallback = parameter.default if known else self.augments[-1]
             return Parameter("augment", Choice(*self.augments), fallback)
+        if usual is not None:
+            return replace(parameter, default=usual)
         if parameter.name == "balance" and self.metric != "accuracy":
             return replace(parameter, default=EVEN)
         if parameter.name == "norm_mode" and self.large:

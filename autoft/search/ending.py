@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Collection
 from dataclasses import asdict
 from typing import Any
 
@@ -95,6 +96,7 @@ def _result(
     statuses = [result.status for result in director.results]
     config = job.winner.config
     first = first_strategies(regime.name)
+    ranking = _ranking(session.folder, director.space.backbones)
     return {
         "metric": setup.metric,
         "score": finished.validation.value,
@@ -111,7 +113,8 @@ def _result(
         "trials": {status: statuses.count(status) for status in ("done", "stopped", "failed")},
         "seconds": round(session.spent + time.monotonic() - session.began, 1),
         "regime": {**regime.to_json(), "first": first, "agreed": config.strategy.name in first},
-        "backbones": _considered(session.folder),
+        "backbones": {each["backbone"]: each["probe"] for each in ranking},
+        "ranking": ranking,
         "classes": list(data.catalog.classes),
         "artifact": "best",
         "parity": list(finished.parity),
@@ -129,7 +132,17 @@ def _baseline(baseline: TrialResult | None, finished: Finished) -> dict[str, Any
     return {"name": name, "trial": baseline.number, "score": baseline.score, "test": test}
 
 
-def _considered(folder: RunFolder) -> dict[str, float | None]:
-    """Return the probe score of every backbone that was considered; None: it could not be had."""
-    seen = [event for event in folder.events() if event["kind"] == "backbone"]
-    return {event["name"]: event["score"] for event in seen}
+def _ranking(folder: RunFolder, searched: Collection[str]) -> list[dict[str, Any]]:
+    """Return every backbone that was considered, best first; probe None: it could not be used."""
+    seen = {event["name"]: event for event in folder.events() if event["kind"] == "backbone"}
+    rows = [
+        {
+            "backbone": name,
+            "probe": event["score"],
+            "source": event["measured"]["source"],
+            "license": event["measured"]["license"],
+            "searched": name in searched,
+        }
+        for name, event in seen.items()
+    ]
+    return sorted(rows, key=lambda row: (row["probe"] is None, -(row["probe"] or 0.0)))

@@ -1,6 +1,9 @@
 """The first trials, by regime: well-tried configurations before anything is sampled.
 
 The linear probe is always first, so that there is a model and a baseline within the first minute.
+Weights that saw generated images alone want other recipes than those of photographs, whatever the
+data: everything trained at the rate of training from scratch. docs/results/embedded.md has the
+numbers.
 Answers not given here are at the defaults of the plugins. The order is a prior and excludes
 nothing; docs/architecture.md says where it comes from.
 """
@@ -17,9 +20,10 @@ from autoft.values import Value
 Answers = dict[str, Value]
 
 PROBE: Answers = {"strategy": "head_only"}
+STAGED: Answers = {"strategy": "head_only", "head": "multilayer"}
 HEADS: tuple[Answers, ...] = (
     {"strategy": "head_only", "head": "norm_linear"},
-    {"strategy": "head_only", "head": "multilayer"},
+    STAGED,
     {"strategy": "head_only", "head": "cosine"},
     {"strategy": "head_only", "head": "mlp"},
 )
@@ -39,8 +43,20 @@ ADAPTED: Answers = {"strategy": "lora", "train.lr": 1e-3}
 LATER: Answers = {"strategy": "probe_then_tune"}
 GRADUAL: Answers = {"strategy": "gradual"}
 FIRST = 2  # recipes that count as what a regime advises
-FROM_SCRATCH = "resnet10t"  # small, and learns from random weights on little data
-SCRATCH: Answers = {"strategy": "scratch", "train.lr": 2e-3, "train.augment": "crop"}
+SCRATCH_LR = 2e-3
+SCRATCH: Answers = {"strategy": "scratch", "train.lr": SCRATCH_LR, "train.augment": "crop"}
+
+WEAK_LR, WEAK_HIGH_LR, WEAK_LOW_LR = SCRATCH_LR, 3e-3, 1e-3
+USUAL_WEAK: Answers = {"train.lr": WEAK_LR, "train.norm_mode": "train"}
+EVENLY: Answers = {"strategy": "full", "strategy.full.bottom": 1.0}
+FASTER: Answers = EVENLY | {"train.lr": WEAK_HIGH_LR}
+SLOWER: Answers = EVENLY | {"train.lr": WEAK_LOW_LR}
+ALL_STAGES: Answers = EVENLY | {"head": "multilayer"}
+FIXED_STEM: Answers = {
+    "strategy": "freeze",
+    "strategy.freeze.depth": 0.25,
+    "strategy.freeze.bottom": 1.0,
+}
 
 RECIPES: Mapping[str, tuple[Answers, ...]] = {
     "small-similar": (DEEP, CLOSE, HALF, NORMS, FULL, ADAPTED, GRADUAL, LATER, MEASURED, EARLY),
@@ -60,25 +76,34 @@ RECIPES: Mapping[str, tuple[Answers, ...]] = {
     "large-similar": (FULL, HALF, HIGH, LATER, GRADUAL, NORMS, MEASURED, ADAPTED, EARLY),
     "large-dissimilar": (LEARNING, FULL, SHALLOW, SCRATCH, GRADUAL, MEASURED, EARLY, NORMS, LATER),
     "ambiguous": (HALF, FULL, HIGH, NORMS, MEASURED, GRADUAL, ADAPTED, LATER, EARLY),
+    "weak-weights": (EVENLY, SCRATCH, FASTER, SLOWER, ALL_STAGES, FIXED_STEM, GRADUAL),
     "no-weights": (SCRATCH,),
 }
 
 
 def portfolio(space: Space, regime: Profile, ranked: Sequence[Ranked]) -> Iterator[Answers]:
-    """Yield the first configurations, best backbone first; those the space lacks are left out."""
-    order = [each.label for each in ranked]
+    """Yield the first configurations, best backbone first; those the space lacks are left out.
+
+    Frozen features of weak weights know little: their other heads have to wait.
+    """
+    order, weak = [each.label for each in ranked], ranked[0].weak
     recipes = RECIPES[regime.name]
+    heads = (STAGED, *(each for each in HEADS if each is not STAGED)) if weak else HEADS
     wanted: list[Answers] = [{**PROBE, "backbone": label} for label in order[:3]]
-    wanted += [{**recipes[0], "backbone": order[0]}]
-    wanted += [{**answers, "backbone": order[0]} for answers in HEADS[:1]]
+    wanted += [{**answers, "backbone": order[0]} for answers in (recipes[0], heads[0])]
     wanted += [{**answers, "backbone": order[0]} for answers in _third_party(space)]
-    wanted += [{**recipes[0], "backbone": label} for label in order[1:2] if _close(ranked)]
-    wanted += [{**answers, "backbone": order[0]} for answers in HEADS[1:]]
-    wanted += [{**answers, "backbone": order[0]} for answers in recipes[1:]]
+    wanted += [{**_suited(each, recipes), "backbone": each.label} for each in _close(ranked)]
+    rest = (*recipes[1:], *heads[1:]) if weak else (*heads[1:], *recipes[1:])
+    wanted += [{**answers, "backbone": order[0]} for answers in rest]
     for answers in wanted:
         given = answers if "head" in answers else answers | _usual_head(space)
         if given["strategy"] in space.strategies and given.get("head", "") in {*space.heads, ""}:
             yield given
+
+
+def usual_of(ranked: Sequence[Ranked]) -> dict[str, Answers]:
+    """Return by backbone what is usual for it where a configuration does not say."""
+    return {each.label: USUAL_WEAK for each in ranked if each.weak}
 
 
 def first_strategies(regime: str) -> tuple[str, ...]:
@@ -104,6 +129,11 @@ def _third_party(space: Space) -> Iterator[Answers]:
         yield {**PROBE, "head": name}
 
 
-def _close(ranked: Sequence[Ranked]) -> bool:
-    """Tell whether the second backbone is within two points of the first."""
-    return len(ranked) > 1 and ranked[1].probe >= ranked[0].probe - 0.02
+def _suited(ranked: Ranked, recipes: Sequence[Answers]) -> Answers:
+    """Return the first of the `recipes`, or of those for weak weights where it has such."""
+    return RECIPES["weak-weights"][0] if ranked.weak else recipes[0]
+
+
+def _close(ranked: Sequence[Ranked]) -> Sequence[Ranked]:
+    """Return the second backbone if it is within two points of the first."""
+    return [each for each in ranked[1:2] if each.probe >= ranked[0].probe - 0.02]

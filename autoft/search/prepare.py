@@ -21,15 +21,20 @@ from autoft.search.engines.tasks import Described, Names
 from autoft.search.engines.weighing import LeftOut
 from autoft.search.folder import RunFolder
 from autoft.search.images import Data
-from autoft.search.portfolio import FROM_SCRATCH
 from autoft.search.sampling import affordable, repeats_for, sample_of
 from autoft.search.settings import Settings
 from autoft.selection.regime import Profile, judge
 from autoft.training.job import Ranked, Setup
 from autoft.training.recipe import AUGMENTS, UPRIGHT
 
+EMBEDDED = "autoft_mini"  # comes with autoft, so that there are always weights
 BEHIND = 0.10  # a backbone whose probe is further behind the best is not searched
 LONG = 3600.0  # seconds from which a larger tier pays
+NOTHING_ELSE = (
+    f"No other pre-trained weights can be used here, so the search starts from {EMBEDDED}, which "
+    f"comes with autoft and saw generated images alone. Others know more: give --weights DIR, or "
+    f"run once with network."
+)
 
 Emit = Callable[..., None]
 Call = Callable[..., Any]
@@ -49,11 +54,18 @@ def asked_sources(settings: Settings, local: Mapping[str, Source]) -> dict[str, 
     return {spec: replace(resolve(spec, local), label=spec) for spec in settings.backbones}
 
 
-def tier_sources(described: Described, device: str, seconds: float) -> dict[str, Source]:
-    """Return the backbones of the size that fits the device and the time."""
-    tier = default_tier(device, seconds)
+def default_sources(
+    settings: Settings, local: Mapping[str, Source], described: Described, device: str
+) -> dict[str, Source]:
+    """Return those in --weights, or of the size that fits device and time, and the embedded."""
+    tier = default_tier(device, settings.time)
     names = [name for name, each in described.tiers.items() if each == tier]
-    return {name: resolve(name, {}) for name in names}
+    return with_embedded(local or {name: resolve(name, {}) for name in names})
+
+
+def with_embedded(sources: Mapping[str, Source]) -> dict[str, Source]:
+    """Return `sources`, and last the backbone that comes with autoft: it is ranked in seconds."""
+    return dict(sources) | ({} if EMBEDDED in sources else {EMBEDDED: resolve(EMBEDDED, {})})
 
 
 def default_tier(device: str, seconds: float) -> str:
@@ -79,30 +91,33 @@ def provide(
     What is told of each: the file, its SHA-256, its address, its licence.
 
     Raises:
-        AutoftError: a backbone that was asked for by name cannot be had, or its licence is not
-            among those allowed.
+        AutoftError: a backbone that was asked for by name cannot be had, or none at all can, or
+            none has a licence among those allowed.
     """
     asked = bool(settings.backbones)
     emit("phase", name="weights", text=f"weights of {len(sources)} backbones")
     found: dict[str, Source] = {}
-    refused = False
+    left_out: list[LeftOut] = []
     for label, source in sources.items():
         each: Provided | LeftOut = call(
             weighing.provide, source, settings.allow_license, settings.image_size or 0, asked
         )
         if isinstance(each, LeftOut):
             emit("note", text=f"Left out: {each.text}")
-            refused = refused or each.exit_code == UsageError.exit_code
+            left_out.append(each)
             continue
         found[label] = each.source
         for note in each.notes:
             emit("note", text=note)
+    refused = any(each.exit_code == UsageError.exit_code for each in left_out)
     if refused and not found and settings.allow_license:
         raise UsageError(
             f"No backbone here has weights that --allow-license "
             f"{','.join(settings.allow_license)} allows. Allow more, or name --backbones; "
             f"`autoft weights list` shows their licences."
         )
+    if not found:  # not even the embedded one
+        raise error_of(left_out[-1].exit_code, left_out[-1].text)
     return found
 
 
@@ -114,7 +129,7 @@ def rank(
     After `seconds`, those that were not yet measured are left out, if one can be used.
 
     Raises:
-        AutoftError: a backbone that was asked for by name cannot be had.
+        AutoftError: a backbone that was asked for by name cannot be used, or none can.
         DataError: the images cannot be read, whatever the backbone.
     """
     emit("phase", name="rank", text=f"ranking {len(setup.sources)} backbones")
@@ -126,20 +141,12 @@ def rank(
             break
         measured.append(_rank_one(label, setup, call, emit))
     failed = [each for each in measured if each.error]
-    if failed and settings.backbones:
-        raise error_of(failed[0].exit_code, failed[0].error)
     usable = sorted((each for each in measured if not each.error), key=_merit)
-    if not usable:
-        emit(
-            "note",
-            text="No pre-trained weights can be had here, so a small network is trained from "
-            "random weights. Give --weights DIR, or run once with network.",
-        )
-        source = Source(FROM_SCRATCH, "timm", {"model": FROM_SCRATCH}, pretrained=False)
-        setup = replace(setup, sources={FROM_SCRATCH: source})
-        usable = [_rank_one(FROM_SCRATCH, setup, call, emit)]
-    if usable[0].error:
-        raise error_of(usable[0].exit_code, usable[0].error)
+    if failed and (settings.backbones or not usable):
+        raise error_of(failed[-1].exit_code, failed[-1].error)
+    alone = [each.label for each in usable if each.pretrained] == [EMBEDDED]
+    if alone and not settings.backbones:
+        emit("note", text=NOTHING_ELSE)
     folder = RunFolder(setup.folder)
     folder.write_json("sources.json", {k: v.to_json() for k, v in setup.sources.items()})
     near = [each for each in usable if each.probe >= usable[0].probe - BEHIND]
@@ -183,10 +190,12 @@ def measure_regime(
 ) -> Profile:
     """Say which regime the data is in, by the backbone that knows most of it.
 
+    Where the best has weights that saw photographs, weaker ones have no say, and the other way.
+
     Raises:
         DataError: the images cannot be read, whatever the backbone.
     """
-    usable = [each for each in ranked if each.pretrained]
+    usable = [each for each in ranked if each.pretrained and each.weak == ranked[0].weak]
     pixels, found = None, []
     if usable:
         best = max(usable, key=lambda each: max(each.balanced_probe, each.balanced_knn))
@@ -197,7 +206,7 @@ def measure_regime(
             pixels = call(tasks.measure_pixels, setup, sample, repeats)
             found = [call(tasks.measure_backbone, setup, best.label, sample, repeats)]
     labels = data.catalog.labels[data.split.fold != TEST]
-    profile = judge(labels, pixels, found, weights=bool(usable))
+    profile = judge(labels, pixels, found, weights=bool(usable), weak=ranked[0].weak)
     for reason in profile.failed.values():
         emit("note", text=f"The regime is not known: {reason}")
     emit("regime", name=profile.name, text=profile.text, similarity=profile.similarity)

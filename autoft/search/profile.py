@@ -86,7 +86,7 @@ def _profile(session: Session, worker: Worker, limit: int) -> Profiled:
     for reason in left_out:
         session.emit("note", text=f"Left out: {reason}")
     device = begun.devices[0]
-    sources = asked or local or prepare.tier_sources(begun.described, device, settings.time)
+    sources = asked or prepare.default_sources(settings, local, begun.described, device)
     sources = prepare.provide(
         settings, sources, lambda *asked: session.call(worker, *asked), session.emit
     )
@@ -94,18 +94,18 @@ def _profile(session: Session, worker: Worker, limit: int) -> Profiled:
     sample = sample_of(data, limit)
     labels = data.catalog.labels[data.split.fold != TEST]
     if not len(sample):
-        return _result(data, sample, judge(labels, None, (), weights=True), {})
+        weak = list(sources) == [prepare.EMBEDDED]
+        return _result(data, sample, judge(labels, None, (), weights=True, weak=weak), {})
     pixels, found = _measure(session, worker, setup, sample)
     profile = judge(labels, pixels, found)
-    probes = {each.label: each.probes for each in (pixels, *found)}
-    speaking = profile.speaking
-    return _result(data, sample, profile, probes[speaking.backbone if speaking else ""])
+    (probes,) = (e.probes for e in (pixels, *found) if e.label == profile.backbones[0].backbone)
+    return _result(data, sample, profile, probes)
 
 
 def _measure(
     session: Session, worker: Worker, setup: Setup, sample: Sample
 ) -> tuple[Measured, list[Measured]]:
-    """Measure pixels and every backbone; one that was asked for and fails is an error."""
+    """Measure pixels and every backbone; one that was asked for and fails, or all, is an error."""
     repeats = repeats_for(sample)
     session.emit("phase", name="profile", text=f"profiling {len(sample):,} images: pixels")
     pixels: Measured = session.call(worker, tasks.measure_pixels, setup, sample, repeats)
@@ -121,11 +121,7 @@ def _measure(
             session.emit("note", text=f"Left out: {each.error}")
         found.append(each)
     if all(each.error for each in found):
-        session.emit(
-            "note",
-            text="No pre-trained weights can be had here, so only size and controls are "
-            "measured. Give --weights DIR, or run once with network.",
-        )
+        raise prepare.error_of(found[-1].exit_code, found[-1].error)
     return pixels, found
 
 

@@ -29,7 +29,7 @@ from autoft.search.events import Listener
 from autoft.search.folder import FORMAT, RESULT, RunFolder, claim, open_run
 from autoft.search.images import Data
 from autoft.search.jobs import Finished, FinishJob
-from autoft.search.portfolio import portfolio
+from autoft.search.portfolio import portfolio, usual_of
 from autoft.search.resuming import check_resumable, choose_folder
 from autoft.search.session import Session, a_worker
 from autoft.search.settings import FORMATS, Settings, check_formats, read_saved
@@ -89,7 +89,7 @@ def _search(session: Session, first: Worker) -> None:
         session.emit("note", text=f"Left out: {reason}")
     fixed = read_fixed(begun.described.space, settings.fix)  # wrong ones end it here
     device = begun.devices[0]
-    sources = asked or local or prepare.tier_sources(begun.described, device, settings.time)
+    sources = asked or prepare.default_sources(settings, local, begun.described, device)
 
     def call(task: Any, *arguments: Any) -> Any:
         return session.call(first, task, *arguments)
@@ -131,14 +131,14 @@ def _space(
     augments: tuple[str, ...],
 ) -> Space:
     """Narrow what is installed to what fits: scratch only where it can win, or was asked for."""
-    pretrained = any(each.pretrained for each in ranked)
+    pretrained, weak = any(each.pretrained for each in ranked), ranked[0].weak
     large = len(setup.train) >= LARGE
     strategies = {
         name: info
         for name, info in space.strategies.items()
         if settings.strategies
         or (info.pretrained and pretrained)
-        or (not info.pretrained and (large or not pretrained))
+        or (not info.pretrained and (large or weak or not pretrained))
         or not info.trains_backbone
     }
     return replace(
@@ -149,6 +149,7 @@ def _space(
         batch_norms=frozenset(each.label for each in ranked if each.batch_norms),
         blank=frozenset(each.label for each in ranked if not each.pretrained),
         mapless=frozenset(each.label for each in ranked if not each.map_seen),
+        usual=usual_of(ranked),
         imbalanced=regime.imbalance > doctor.IMBALANCED,
         metric=setup.metric,
         large=large,
@@ -228,7 +229,8 @@ def dry_run(settings: Settings) -> list[str]:
         for name in names:
             plugins.find(kind, name)
     local, _ = prepare.local_sources(settings)
-    chosen = prepare.asked_sources(settings, local) or local
+    chosen = prepare.asked_sources(settings, local) or (local and prepare.with_embedded(local))
+    fitting = f"those of the size that fits device and time, and {prepare.EMBEDDED}"
     notes: list[str] = []
 
     def emit(kind: str, **data: Any) -> None:
@@ -243,7 +245,7 @@ def dry_run(settings: Settings) -> list[str]:
         *notes,
         f"{len(data.split.train())} to train, {len(data.split.validation())} to validate, "
         f"{len(data.split.test)} to test; {data.split.folds} fold(s).",
-        f"Backbones: {', '.join(chosen) or 'those of the size that fits device and time'}.",
+        f"Backbones: {', '.join(chosen) or fitting}.",
         f"Strategies: {', '.join(asked.strategies)}.",
         f"Heads: {', '.join(asked.heads)}.",
         f"Time: {settings.time:g} s in all, exports ({', '.join(settings.export)}) included; "

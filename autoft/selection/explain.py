@@ -27,22 +27,18 @@ def counted(profile: Profile) -> str:
 def measured(profile: Profile) -> list[str]:
     """Say what was measured, and what the numbers mean."""
     speaking = profile.speaking
-    if speaking is None and not profile.controls:
+    if speaking is None:
         return [
             f"{profile.images:,} images in {profile.classes:,} classes beside the test part are "
             "too few to measure: at least two classes need two images each, of different groups "
             "and with labels not in doubt. The regime is told by size alone; add images."
-        ]
-    if speaking is None:
-        return [
-            "No backbone could be measured, so that nothing is known of similarity; the regime is "
-            "told by size alone."
         ]
     return [
         f"{profile.measured:,} images were looked at; every number is a balanced accuracy on "
         f"images held out, the mean over the folds. {speaking.backbone} knows most of them and "
         f"speaks for the data.",
         *_similar(speaking),
+        *_weak(speaking),
         *_deep(speaking),
         *_untapped(speaking),
     ]
@@ -83,6 +79,15 @@ def _similar(speaking: Likeness) -> list[str]:
         f"What is known of the classes: {known}",
         f"Similarity S = {speaking.similarity:.2f} (90 % interval {low:.2f} to {high:.2f}): "
         f"{share}. Similar from {SIMILAR:.2f}, dissimilar below {DISSIMILAR:.2f}.",
+    ]
+
+
+def _weak(speaking: Likeness) -> list[str]:
+    if not speaking.weak:
+        return []
+    return [
+        f"The weights of {speaking.backbone} saw generated images and no photograph: what they "
+        f"do not know says more of them than of the data. --weights DIR gives others."
     ]
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoft.training.measures import Measured, OutOfFold
+from autoft.values import PROCEDURAL
 
 SIMILAR, DISSIMILAR = 0.50, 0.25
 TOO_EASY = 0.05  # where the controls leave less error than this, S measures nothing
@@ -31,6 +32,8 @@ ADVICE = {
     "large-similar": "fine-tune everything from the pre-trained weights",
     "large-dissimilar": "fine-tune everything at a high rate; training from scratch may tie",
     "ambiguous": "race full fine-tuning against freezing half",
+    "weak-weights": "train everything at a high rate, and from scratch too: the weights saw "
+    "generated images alone",
     "no-weights": "no pre-trained weights: train from scratch",
 }
 _LIKENESS: Final = ("dissimilar", "between", "similar")
@@ -50,6 +53,7 @@ class Likeness:
     """What one backbone knows of the data; `scores` has the controls and the probes by name.
 
     `similarity` S has a 90 % interval; both are None where the task is too easy to be measured.
+    `source` is what its weights were trained on.
     """
 
     backbone: str
@@ -59,6 +63,12 @@ class Likeness:
     depth_gain: float
     untapped: tuple[int, ...] = ()
     seconds: float = 0.0
+    source: str = ""
+
+    @property
+    def weak(self) -> bool:
+        """Tell whether its weights saw generated images alone."""
+        return self.source == PROCEDURAL
 
     @property
     def best(self) -> float:
@@ -138,11 +148,13 @@ def judge(
     found: Sequence[Measured],
     *,
     weights: bool = False,
+    weak: bool = False,
 ) -> Profile:
     """Return the regime of all images but the test part, with labels (N,).
 
     `pixels` is what was measured without a backbone, None where nothing was. `weights` says that
-    there are pre-trained weights although none of those in `found` could be measured.
+    there are pre-trained weights although none of those in `found` could be measured, `weak`
+    that these saw generated images alone.
     """
     counts = np.bincount(labels)
     counts = counts[counts > 0]
@@ -152,7 +164,7 @@ def judge(
     size = size_class(labels)
     likeness = _likeness(known[0]) if known else "unknown"
     return Profile(
-        name=_name(size, likeness, weights or bool(usable)),
+        name=_name(size, likeness, weights or bool(usable), known[0].weak if known else weak),
         size=size,
         likeness=likeness,
         images=len(labels),
@@ -182,6 +194,7 @@ def likeness_of(found: Measured, pixels: Measured) -> Likeness:
         0.0 if left < SOLVED else (means["stages"] - means["final"]) / left,
         found.untapped,
         found.seconds,
+        found.source,
     )
 
 
@@ -239,9 +252,11 @@ def _likeness(known: Likeness) -> str:
     return "dissimilar" if known.similarity < DISSIMILAR else "ambiguous"
 
 
-def _name(size: str, likeness: str, weights: bool) -> str:
+def _name(size: str, likeness: str, weights: bool, weak: bool) -> str:
     if not weights:
         return "no-weights"
+    if weak:  # wherever the data is on the map: these weights say little of it
+        return "weak-weights"
     if likeness == "easy":
         return "small-similar"
     broad = "small" if size in {"tiny", "small"} else size

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from autoft.data.pixels.store import Store
 from autoft.errors import DataError
 from autoft.network.sources import Source
-from autoft.values import Backbone, Preprocess, Status, TrialConfig
+from autoft.values import PROCEDURAL, Backbone, Preprocess, Status, TrialConfig
 
 Rows = NDArray[np.int64]
 Labels = NDArray[np.int64]
@@ -127,6 +127,11 @@ class Ranked:
     seconds: float = 0.0
     error: str = ""
     exit_code: int = 0
+
+    @property
+    def weak(self) -> bool:
+        """Tell whether it starts from weights that saw generated images alone."""
+        return self.pretrained and self.source == PROCEDURAL
 
 
 @dataclass(frozen=True)

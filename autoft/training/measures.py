@@ -80,7 +80,7 @@ class Measured:
 
     `probes` has `majority` and `pixels` without a backbone; with one it has `knn`, `final`,
     `stages` and, where its weights can be made random, `random`. `untapped` are stages whose
-    output could not be seen.
+    output could not be seen, `source` is what its weights were trained on.
     """
 
     label: str
@@ -88,6 +88,7 @@ class Measured:
     untapped: tuple[int, ...] = ()
     seconds: float = 0.0
     pretrained: bool = True
+    source: str = ""
     error: str = ""
     exit_code: int = 0
 

@@ -42,7 +42,7 @@ PLAIN = Precision(bf16=False, channels_last=True)  # the same numbers whatever e
 CALIBRATION = 256  # images for the norms of a random network
 PIXELS, CELLS, ANGLES = 16, 4, 8  # thumbnails; cells a side and directions of the gradients
 
-KIND, VERSION = "profile", 3
+KIND, VERSION = "profile", 4
 
 Progress = Callable[[str, int, int], None]
 Told = Callable[[int, int], None]
@@ -87,7 +87,7 @@ def _measure(
         told = partial(progress, f"{label} with random weights")
         probes |= _random(setup, blank, sample, repeats, told)
     seconds = time.monotonic() - began
-    found = Measured(label, probes, untapped, seconds, pretrained=source.pretrained)
+    found = Measured(label, probes, untapped, seconds, source.pretrained, trained.source)
     remember(KIND, key, found.to_json())
     return found
 

@@ -77,7 +77,7 @@ def render(draw: Draw, count: int, size: int, families: Families | None = None) 
     owner = torch.full((count, size, size), -1, device=draw.device)
     scene = _Scene(_coloured(draw, ground.values), owner)
     odds = torch.tensor(COUNTS, device=draw.device).expand(count, -1)
-    wanted = torch.multinomial(odds, 1, generator=draw.generator)[:, 0]
+    wanted = torch.multinomial(odds, 1, generator=draw.generator)[:, 0] * bool(names)
     for layer in range(LAYERS):
         _add_object(draw, scene, layer, wanted > layer, names)
     answers, present = _told(scene, ground)

@@ -193,6 +193,7 @@ SIZES: Final = {
     "fractals": FRACTALS,
 }
 FAMILIES: Final = tuple(FUNCTIONS)
+NOTHING: Final = "nothing"
 NUM_CLASSES: Final = sum(SIZES.values())
 
 
@@ -202,5 +203,5 @@ def first_class(family: str) -> int:
 
 
 def families_of(names: Sequence[str]) -> list[str]:
-    """Return the families in `names`, all where there are none."""
+    """Return the families in `names`; all where none is named, none where NOTHING is."""
     return [name for name in FAMILIES if not names or name in names]

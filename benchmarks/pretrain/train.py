@@ -3,11 +3,13 @@
     python benchmarks/pretrain/train.py --out DIR --minutes 150
     python benchmarks/pretrain/train.py --out DIR --minutes 20 --device cuda --batch 1024
     python benchmarks/pretrain/train.py --picture samples.jpg
+    python benchmarks/pretrain/train.py --out DIR --page docs/results/embedded.md
 
 The same command goes on where it was stopped, by Ctrl-C or otherwise. DIR gets `log.jsonl`, a line
 each minute, `state.pt` to go on from, and at the end `autoft_mini.safetensors` in half precision
 with `run.json`, which says how it was made. Copied to autoft/backbones/ the file is the embedded
-backbone. The learning rate follows the share of the time that has passed.
+backbone. The learning rate follows the share of the time that has passed. The last command writes
+what DIR says of the training into a page.
 """
 
 from __future__ import annotations
@@ -25,9 +27,12 @@ from typing import Any, Final
 
 os.environ.setdefault("KMP_BLOCKTIME", "0")  # idle threads leave the cores to others
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # what all benchmarks share
+
 import timm
 import torch
 from drawing import Draw
+from page import write_between
 from pool import Pool
 from rendering import TASKS, UNKNOWN, Families, Rendered, render
 from safetensors.torch import save_file
@@ -49,6 +54,7 @@ PROJECTED = 128
 TEMPERATURE = 0.15
 EVERY = 60.0  # seconds between checkpoints
 OBJECTS_WEIGHT = 2.0  # which objects are seen counts as two questions
+ROWS = 10  # of the table
 WIDTH: Final = STAGES[-1][0]
 
 
@@ -272,6 +278,40 @@ def picture(path: Path, seed: int) -> None:
     save_image(render(Draw.seeded(seed), 60, 96).images, path, nrow=12, padding=2)
 
 
+def report(out: Path) -> str:
+    """Return what a folder says of its training: how it was made, and the losses on the way."""
+    told: dict[str, Any] = json.loads((out / RUN).read_text(encoding="utf-8"))
+    lines = [json.loads(line) for line in (out / LOG).read_text(encoding="utf-8").splitlines()]
+    names = list(lines[0]["losses"])
+    heads = ["minutes", "pixels", "views", "images", "rate", *names]
+    step = max(1, len(lines) // ROWS)
+    rows = [
+        [
+            f"{line['seconds'] / 60:.0f}",
+            str(line["size"]),
+            f"{line['views']:,}",
+            f"{line['rendered']:,}",
+            f"{line['rate']:.2f}",
+            *(f"{line['losses'][name]:.2f}" for name in names),
+        ]
+        for line in lines[step - 1 :: step]
+    ]
+    seen, options = told["seen"], told["options"]
+    words = ", ".join(f"{name} {value}" for name, value in told["versions"].items())
+    asked = ", ".join(f"{name} {options[name]}" for name in ("seed", "batch", "lr", "decay"))
+    return "\n".join(
+        [
+            f"{seen['views']:,} views of {seen['rendered']:,} images in "
+            f"{seen['seconds'] / 60:.0f} minutes ({told['machine']}; {words}); {asked}; "
+            f"interrupted {seen['resumed']} times. Mean losses of the minute before:",
+            "",
+            f"| {' | '.join(heads)} |",
+            f"|{'---|' * len(heads)}",
+            *(f"| {' | '.join(row)} |" for row in rows),
+        ]
+    )
+
+
 def _sizes(text: str) -> list[tuple[int, float]]:
     """Read "64:0.7,96:0.3": pixels, and the share of the time."""
     pairs = [part.split(":") for part in text.split(",")]
@@ -303,6 +343,7 @@ def main() -> None:
     parser.add_argument("--bf16", action="store_true", help="without timing what is fastest")
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--picture", type=Path, help="only write a picture of samples here")
+    parser.add_argument("--page", type=Path, help="only write what --out holds into this page")
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -311,6 +352,9 @@ def main() -> None:
         return
     if not options.out:
         parser.error("--out DIR is needed: checkpoints, log and weights are written there")
+    if options.page:
+        write_between(options.page, "run", report(options.out))
+        return
     options.out.mkdir(parents=True, exist_ok=True)
     Run(options).train()
 

@@ -27,9 +27,11 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # trials side by side, one on each core
+if TYPE_CHECKING:
+    from autoft.values import TrialConfig
 
 DATASETS = ("hymenoptera", "sign-digits", "flowers")
 BACKBONES = ("mobilenetv2_100.in1k", "squeezenet1_0.in1k")
@@ -194,70 +196,45 @@ def _guarded(task: tuple[argparse.Namespace, Row]) -> Row:
 
 
 def _train(options: argparse.Namespace, spec: Row) -> Row:
-    import numpy as np
     import torch
+    from one_trial import open_data, some, train_and_score
 
     from autoft.network.sources import in_folder
-    from autoft.search.finish import load_trial
-    from autoft.search.images import read_data, setup_of
-    from autoft.search.settings import Settings
-    from autoft.training.evaluate import evaluate
-    from autoft.training.job import Images, Precision, TrialJob
-    from autoft.training.trial import train_trial
-    from autoft.values import Part, TrialConfig, TrialResult
+    from autoft.training.job import Precision
 
     torch.set_num_threads(options.threads)
-    dataset = str(options.data / spec["dataset"])
-    settings = Settings(dataset=dataset, image_size=options.image_size, metric="accuracy")
-    data = read_data(settings, lambda *_, **__: None)
     sources = {spec["backbone"]: in_folder(options.weights)[0][spec["backbone"]]}
-
-    def some(part: Images, limit: int) -> Images:
-        order = np.random.default_rng(0).permutation(len(part))[:limit]
-        return part.take(np.sort(order))
-
     with tempfile.TemporaryDirectory() as folder:
-        setup = setup_of(settings, Path(folder), data, sources, "cpu")
-        train, held = (
-            some(setup.train, options.images),
-            some(setup.validation, max(250, options.images // 10)),
+        dataset = str(options.data / spec["dataset"])
+        setup, data = open_data(
+            dataset, options.image_size, sources, Path(folder), options.threads
         )
-        setup = replace(setup, train=train, validation=held, threads=options.threads)
-        answers: dict[str, Any] = spec["answers"]
-        chosen = {n.partition(".")[2]: v for n, v in answers.items() if n.startswith("strategy.")}
-        how = {n.partition(".")[2]: v for n, v in answers.items() if n.startswith("train.")}
-        if spec["strategy"] != "head_only":
-            upright = spec["dataset"] == "sign-digits"  # a mirrored hand may be another sign
-            how |= {
-                "augment": "crop" if upright else "crop_flip",
-                "batch_size": options.batch_size,
-            }
-        strategy = Part(spec["strategy"].partition("+")[0], chosen)
-        config = TrialConfig(
-            Part(spec["backbone"]), strategy, Part("linear"), how, seed=spec["seed"]
+        setup = replace(
+            setup,
+            train=some(setup.train, options.images),
+            validation=some(setup.validation, max(250, options.images // 10)),
         )
         precision = Precision(bf16=spec["backbone"] in BF16, channels_last=True)
         epochs = options.epochs or EPOCHS[spec["dataset"]]
         epochs = 4 if spec["strategy"] == "head_only" else epochs
-        job = TrialJob(0, config, epochs, time.time() + 3600, precision)
-        began = time.process_time()
-        outcome = train_trial(setup, job, lambda _: True)
-        seconds = time.process_time() - began
-        if outcome.score is None:
-            return {"error": outcome.error}
-        network, backbone = load_trial(setup, TrialResult(0, config, "done"))
-        part, pre = data.part(data.split.test), setup.preprocess(backbone)
-        scored = evaluate(network, setup, part, pre, precision)
-        return {
-            "validation": outcome.score,
-            "loss": outcome.loss,
-            "curve": outcome.scores,
-            "test": scored.score,
-            "seconds": round(seconds, 1),
-            "n": [len(train), len(held), len(part)],
-            "image_size": options.image_size,
-            "epochs": epochs,
+        test = data.part(data.split.test)
+        return train_and_score(setup, _config(options, spec), epochs, precision, test)
+
+
+def _config(options: argparse.Namespace, spec: Row) -> TrialConfig:
+    from autoft.values import Part, TrialConfig
+
+    answers: dict[str, Any] = spec["answers"]
+    chosen = {n.partition(".")[2]: v for n, v in answers.items() if n.startswith("strategy.")}
+    how = {n.partition(".")[2]: v for n, v in answers.items() if n.startswith("train.")}
+    if spec["strategy"] != "head_only":
+        upright = spec["dataset"] == "sign-digits"  # a mirrored hand may be another sign
+        how |= {
+            "augment": "crop" if upright else "crop_flip",
+            "batch_size": options.batch_size,
         }
+    strategy = Part(spec["strategy"].partition("+")[0], chosen)
+    return TrialConfig(Part(spec["backbone"]), strategy, Part("linear"), how, seed=spec["seed"])
 
 
 if __name__ == "__main__":
