@@ -614,7 +614,10 @@ def test_every_regime_has_words_and_first_strategies(name) -> None:
     assert first_strategies(name)
     agreed = {"text": "t", "first": list(first_strategies(name)), "agreed": True}
     assert "agreed" in regime_line(agreed, "full")
-    assert "found otherwise" in regime_line({**agreed, "agreed": False}, "gradual")
+    otherwise = {**agreed, "agreed": False}
+    assert "found otherwise" in regime_line(otherwise, "gradual")
+    assert "found otherwise" in regime_line({**otherwise, "tried": True}, "gradual")
+    assert "no time to try" in regime_line({**otherwise, "tried": False}, "head_only")
 
 
 # --- the command, and wrong labels --------------------------------------------------------------

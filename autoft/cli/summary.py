@@ -75,9 +75,13 @@ def _ranked(row: Mapping[str, Any]) -> str:
 def regime_line(regime: Mapping[str, Any], strategy: str) -> str:
     """Say what the data is like, and whether the search agreed with what is usual for it."""
     first = ", ".join(map(clean, regime["first"]))
-    agreed = f"the search agreed (first there: {first})" if regime["agreed"] else ""
-    other = f"the search found otherwise (first there: {first}; better: {clean(strategy)})"
-    return f"Regime: {clean(regime['text'])}; {agreed or other}."
+    if regime["agreed"]:
+        found = f"the search agreed (first there: {first})"
+    elif regime.get("tried", True):  # runs of earlier versions do not say
+        found = f"the search found otherwise (first there: {first}; better: {clean(strategy)})"
+    else:
+        found = f"there was no time to try what is usual for it ({first})"
+    return f"Regime: {clean(regime['text'])}; {found}."
 
 
 def interval(test: Mapping[str, Any] | None) -> str:

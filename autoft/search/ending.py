@@ -112,7 +112,14 @@ def _result(
         },
         "trials": {status: statuses.count(status) for status in ("done", "stopped", "failed")},
         "seconds": round(session.spent + time.monotonic() - session.began, 1),
-        "regime": {**regime.to_json(), "first": first, "agreed": config.strategy.name in first},
+        "regime": {
+            **regime.to_json(),
+            "first": first,
+            "tried": any(
+                each.config.strategy.name in first for each in winner.usable(director.results)
+            ),
+            "agreed": config.strategy.name in first,
+        },
         "backbones": {each["backbone"]: each["probe"] for each in ranking},
         "ranking": ranking,
         "classes": list(data.catalog.classes),
