@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from autoft.training.job import Labels, Weights
 from autoft.training.measures import OutOfFold, Sample
+from autoft.training.ridge import ridge, spread
 
 NEIGHBOURS = 20
 TEMPERATURE = 0.07  # of the votes of neighbours: a difference of 0.07 in cosine counts e times
@@ -30,24 +31,18 @@ def logistic(
 ) -> Probabilities:
     """Return class probabilities by logistic regression on standardised features.
 
-    From `MANY_CLASSES` on a ridge regression on the classes stands in for it.
+    Of one class, and from `MANY_CLASSES` on, a ridge regression on the classes stands in for it.
     """
-    from sklearn.linear_model import LogisticRegression, Ridge
+    from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler
 
     classes = np.unique(labels)
-    if len(classes) == 1:
-        return _spread(np.ones((len(asked), 1), np.float32), classes)
+    if not 1 < len(classes) < MANY_CLASSES:
+        return ridge(known, labels, asked, weights)
     scaler = StandardScaler().fit(known)
-    known, asked = scaler.transform(known), scaler.transform(asked)
-    if len(classes) < MANY_CLASSES:
-        model = LogisticRegression(C=STRENGTH / len(known), tol=1e-3, max_iter=300)
-        model.fit(known, labels, sample_weight=weights)
-        return _spread(model.predict_proba(asked), classes)
-    targets = (labels[:, None] == classes).astype(np.float32)
-    ridge = Ridge(alpha=float(len(known))).fit(known, targets, sample_weight=weights)
-    scores = np.clip(ridge.predict(asked), 1e-4, None)
-    return _spread(scores / scores.sum(axis=1, keepdims=True), classes)
+    model = LogisticRegression(C=STRENGTH / len(known), tol=1e-3, max_iter=300)
+    model.fit(scaler.transform(known), labels, sample_weight=weights)
+    return spread(model.predict_proba(scaler.transform(asked)), classes)
 
 
 def nearest(known: Features, labels: Labels, asked: Features) -> Probabilities:
@@ -127,13 +122,6 @@ def balanced(labels: Labels, predicted: Labels) -> float:
     """Return the mean over the classes of `labels` of the share that is predicted right."""
     right = labels == predicted
     return float(np.mean([right[labels == label].mean() for label in np.unique(labels)]))
-
-
-def _spread(found: Any, classes: Labels) -> Probabilities:
-    """Put columns of the `classes` where their numbers say."""
-    result = np.zeros((len(found), int(classes.max()) + 1), np.float32)
-    result[:, classes] = found
-    return result
 
 
 def _unit(features: Features) -> Features:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from autoft.training.recipe import Recipe
 
 EPOCHS = 60
 MIN_STEPS, MAX_STEPS = 600, 6000
+NEWEST = 0.02  # share of the newest loss in the mean training loss
 
 AfterRound = Callable[[int, float], bool]
 
@@ -44,31 +45,54 @@ def fit_head(  # noqa: PLR0913 (data, recipe and what is asked for by name)
         NonFiniteLoss: names the step and the learning rate.
     """
     weights = torch.ones(len(features)).to(features) if weights is None else weights
-    generator = torch.Generator().manual_seed(seed)
     batch = min(recipe.batch_size, len(features))
-    total = min(max(EPOCHS * len(features) // batch, MIN_STEPS), MAX_STEPS)
+    total = steps_of(len(features), batch)
     optimizer = _optimizer(head, recipe)
-    order = torch.empty(0, dtype=torch.long)
     mean_loss = torch.zeros(())
     head.train()
-    for step in range(total):
-        if len(order) < batch:
-            order = torch.randperm(len(features), generator=generator)
-        chosen, order = order[:batch].to(features.device), order[batch:]
+    for step, drawn in enumerate(minibatches(len(features), batch, total, seed)):
+        chosen = drawn.to(features.device)
         for group in optimizer.param_groups:
             group["lr"] = recipe.head_lr * schedule(recipe.schedule, step / total)
         logits = head(features[chosen])
         targets = functional.one_hot(labels[chosen], logits.shape[1]).to(logits.dtype)
         value = loss(logits, targets, weights[chosen])
         if not torch.isfinite(value):
-            raise NonFiniteLoss(f"non_finite_loss at step {step} (head_lr={recipe.head_lr:g})")
+            raise NonFiniteLoss(failure(step, recipe))
         optimizer.zero_grad(set_to_none=True)
         value.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         optimizer.step()
-        mean_loss = value.detach() if step == 0 else mean_loss.lerp(value.detach(), 0.02)
-        done, before = (step + 1) * rounds // total, step * rounds // total
-        if done > before and after_round and not after_round(done, float(mean_loss)):
+        mean_loss = value.detach() if step == 0 else mean_loss.lerp(value.detach(), NEWEST)
+        done = round_ended(step, total, rounds)
+        if done and after_round and not after_round(done, float(mean_loss)):
             return
+
+
+def steps_of(count: int, batch: int) -> int:
+    """Return in how many steps a head is trained on `count` images, `batch` at a time."""
+    return min(max(EPOCHS * count // batch, MIN_STEPS), MAX_STEPS)
+
+
+def minibatches(count: int, batch: int, total: int, seed: int) -> Iterator[Tensor]:
+    """Yield `total` times which `batch` of `count` images come next, shuffled by `seed`."""
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.empty(0, dtype=torch.long)
+    for _ in range(total):
+        if len(order) < batch:
+            order = torch.randperm(count, generator=generator)
+        yield order[:batch]
+        order = order[batch:]
+
+
+def round_ended(step: int, total: int, rounds: int) -> int:
+    """Return which of `rounds` equal parts of `total` steps `step` ends, from 1 on; 0: none."""
+    done = (step + 1) * rounds // total
+    return done if done > step * rounds // total else 0
+
+
+def failure(step: int, recipe: Recipe) -> str:
+    """Return how it is said that the loss was no number at `step`."""
+    return f"non_finite_loss at step {step} (head_lr={recipe.head_lr:g})"
 
 
 def _optimizer(head: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:

@@ -42,7 +42,7 @@ PLAIN = Precision(bf16=False, channels_last=True)  # the same numbers whatever e
 CALIBRATION = 256  # images for the norms of a random network
 PIXELS, CELLS, ANGLES = 16, 4, 8  # thumbnails; cells a side and directions of the gradients
 
-KIND, VERSION = "profile", 4
+KIND, VERSION = "profile", 5
 
 Progress = Callable[[str, int, int], None]
 Told = Callable[[int, int], None]

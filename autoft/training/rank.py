@@ -36,7 +36,7 @@ from autoft.values import Backbone
 MAX_IMAGES = 5000
 LONG_TRIAL = 10  # epochs that a compiled network has to pay for itself
 FLIP_MAY_COST = 0.03
-KIND, MIRROR, SPEED, STRUCTURE, VERSION = "rank", "mirror", "speed", "structure", 5
+KIND, MIRROR, SPEED, STRUCTURE, VERSION = "rank", "mirror", "speed", "structure", 6
 # Seconds. Speeds that were measured in a busy moment must not plan all searches to come.
 KNOWN_FOR = 24 * 3600.0
 

@@ -22,13 +22,12 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))  # what all benchmarks
 from page import write_between
 
 HERE: Final = Path(__file__).resolve().parent
-VIEWS = 200_000
+VIEWS = 120_000
 SEEDS = (0, 1)
 VARIANTS: Final[dict[str, tuple[str, ...]]] = {
     "all families": (),
     "no objects": ("--objects", "nothing"),
     "contours alone": ("--objects", "contours"),
-    "limbs and glyphs alone": ("--objects", "limbs,glyphs"),
     "fractals alone": ("--objects", "fractals"),
     "1/f noise behind": ("--grounds", "noise"),
     "1,000 images": ("--distinct", "1000"),
@@ -64,7 +63,17 @@ def trained(out: Path, name: str, words: tuple[str, ...]) -> Path:
     folder = out / _slug(name)
     file = folder / "autoft_mini.safetensors"
     if not file.exists():
-        usual = ("--views", str(VIEWS), "--sizes", "32:1", "--threads", "1", "--pool", "4096")
+        usual = (
+            "--views",
+            str(VIEWS),
+            "--sizes",
+            "32:1",
+            "--threads",
+            "1",
+            "--pool",
+            "4096",
+            "--bf16",
+        )
         _run(HERE / "train.py", "--out", str(folder), *usual, *words)
     return file
 
