@@ -94,7 +94,7 @@ def test_only_grounds_of_the_families_asked_for_are_drawn():
     assert len(set(told.tolist()) - {-1}) == 2
 
 
-def test_every_texture_fills_the_range_and_none_is_like_another_family():
+def test_every_texture_fills_the_range():
     import textures
     from drawing import Draw
 
@@ -227,7 +227,7 @@ def test_it_learns_what_it_is_shown(tmp_path, monkeypatch, contrast):
     assert sum(totals[-10:]) < 0.9 * sum(totals[:10])
     assert lines[-1]["views"] == 32 * 60
     page = train.report(tmp_path)
-    assert page.count("\n") == 4 + train.ROWS - 1
+    assert page.count("\n") == 3 + train.ROWS
     assert "1,920 views of 64 images" in page
     assert lines[-1]["rate"] < 0.1 < max(line["rate"] for line in lines)
 
@@ -266,8 +266,16 @@ def test_it_goes_on_where_it_was_killed(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         train.Run(options(tmp_path)).train()
     monkeypatch.setattr(train.Run, "_step", step)
-    run = train.Run(options(tmp_path))
+    run, fresh = train.Run(options(tmp_path)), train.Run(options(tmp_path))
     run.load()
+    state = torch.load(tmp_path / train.STATE, weights_only=True)
+    for part in ("model", "average"):
+        held = getattr(run, part).state_dict()
+        assert all(torch.equal(held[name], value) for name, value in state[part].items()), part
+        begun = getattr(fresh, part).state_dict()
+        assert not torch.equal(begun["objects.weight"], held["objects.weight"]), part
+    moments = run.optimiser.state_dict()["state"]
+    assert moments[0]["step"] == 7
     assert run.seen["views"] == 7 * 32
     assert run.seen["resumed"] == 1
     again = train.Run(options(tmp_path))
@@ -275,6 +283,60 @@ def test_it_goes_on_where_it_was_killed(tmp_path, monkeypatch):
     assert again.seen["views"] == 640
     assert again.seen["resumed"] == 1
     assert (tmp_path / train.WEIGHTS).is_file()
+
+
+def test_a_finished_training_is_not_counted_as_interrupted(tmp_path):
+    import train
+
+    train.Run(options(tmp_path)).train()
+    train.Run(options(tmp_path)).train()
+    assert json.loads((tmp_path / train.RUN).read_text())["seen"]["resumed"] == 0
+
+
+def test_another_training_is_not_gone_on_with(tmp_path):
+    import train
+
+    train.Run(options(tmp_path)).train()
+    with pytest.raises(SystemExit, match="other values of seed"):
+        train.Run(options(tmp_path, seed=1)).train()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--objects", "contuors"), "there is no contuors; expected contours"),
+        (("--grounds", "plain"), "there is no plain; expected noise"),
+        (("--sizes", "48:0.5,64:0.2"), "do not add up to 1"),
+        ((), "--out DIR is needed"),
+    ],
+)
+def test_what_means_nothing_is_refused(words, told, monkeypatch, capsys):
+    import train
+
+    monkeypatch.setattr("sys.argv", ["train.py", *words])
+    with pytest.raises(SystemExit):
+        train.main()
+    assert told in capsys.readouterr().err
+
+
+def test_the_rate_rises_then_falls():
+    import train
+
+    rates = [train.rate_at(step / 100) for step in range(101)]
+    top = rates.index(max(rates))
+    assert 0 < top <= 4
+    assert rates[:top] == sorted(rates[:top])
+    assert rates[top:] == sorted(rates[top:], reverse=True)
+    assert rates[-1] == pytest.approx(train.LAST_RATE)
+
+
+def test_pairs_that_are_alike_have_less_contrast_than_others():
+    from questions import info_nce
+
+    torch.manual_seed(0)
+    one, noise = torch.randn(16, 8), 0.05 * torch.randn(16, 8)
+    paired = info_nce(torch.cat([one, one + noise]))
+    assert paired < 0.3 * info_nce(torch.cat([one, torch.randn(16, 8)]))
 
 
 def test_weights_that_diverged_are_not_written(tmp_path):

@@ -2,7 +2,7 @@
 
 What the generator knows of an image is what the network learns to tell: which objects are seen,
 how many, which texture lies behind and on the one in front, how fine it is, and the colours.
-Every image is drawn once and never again; the same seed draws the same images.
+The same seed draws the same images.
 """
 
 from __future__ import annotations

@@ -23,89 +23,37 @@ import platform
 import sys
 import time
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 os.environ.setdefault("KMP_BLOCKTIME", "0")  # idle threads leave the cores to others
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # what all benchmarks share
 
+import shapes
+import textures
 import timm
 import torch
 from drawing import Draw
 from page import write_between
 from pool import Pool
-from rendering import TASKS, UNKNOWN, Families, Rendered, render
+from questions import Pretrained, losses
+from rendering import Families, render
 from safetensors.torch import save_file
-from shapes import NUM_CLASSES
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812 - its usual name
 from torchvision.utils import save_image
 
-from autoft.backbones.mini import STAGES, autoft_mini
+from autoft.backbones.mini import autoft_mini
 from autoft.training.job import Precision
-from autoft.training.precision import autocast, choose, name_of, place
+from autoft.training.precision import autocast, choose, memory_format, name_of, place
 
 STATE, LOG, RUN, WEIGHTS = "state.pt", "log.jsonl", "run.json", "autoft_mini.safetensors"
 WARM_UP = 0.03  # share of the time in which the learning rate rises
 LAST_RATE = 0.01  # of the highest learning rate
 CLIP = 1.0
 EMA = 0.999
-PROJECTED = 128
-TEMPERATURE = 0.15
 EVERY = 60.0  # seconds between checkpoints
-OBJECTS_WEIGHT = 2.0  # which objects are seen counts as two questions
-ROWS = 10  # of the table
-WIDTH: Final = STAGES[-1][0]
-
-
-class Pretrained(nn.Module):
-    """The backbone, a linear answer to each question, and a projection for contrast."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.backbone = autoft_mini(pretrained=False).module
-        self.answers = nn.Linear(WIDTH, sum(TASKS.values()))
-        self.objects = nn.Linear(WIDTH, NUM_CLASSES)
-        self.projection = nn.Sequential(
-            nn.Linear(WIDTH, WIDTH), nn.ReLU(), nn.Linear(WIDTH, PROJECTED)
-        )
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return answers (N, sum of tasks), objects (N, classes), projections (N, PROJECTED)."""
-        features = self.backbone(images).float()
-        return self.answers(features), self.objects(features), self.projection(features)
-
-
-def losses(
-    model: nn.Module, batch: Rendered, images: Tensor, contrast: float
-) -> dict[str, Tensor]:
-    """Return the loss of each question, and with `contrast` that of pairs of views."""
-    answers, objects, projected = model(images)
-    found: dict[str, Tensor] = {}
-    for index, (name, logits) in enumerate(
-        zip(TASKS, answers.split(list(TASKS.values()), dim=1), strict=True)
-    ):
-        total = F.cross_entropy(
-            logits, batch.answers[:, index], ignore_index=UNKNOWN, reduction="sum"
-        )
-        found[name] = total / (batch.answers[:, index] != UNKNOWN).sum().clamp(min=1)
-    number = batch.present.sum(1, keepdim=True)
-    target = batch.present / number.clamp(min=1)  # each object that is seen, alike
-    total = -(target * objects.log_softmax(dim=1)).sum()
-    found["objects"] = OBJECTS_WEIGHT * total / (number > 0).sum().clamp(min=1)
-    if contrast:
-        found["contrast"] = contrast * info_nce(projected)
-    return found
-
-
-def info_nce(projected: Tensor) -> Tensor:
-    """Return how badly the two views of an image, half a batch apart, find each other."""
-    unit = F.normalize(projected, dim=1)
-    alike = unit @ unit.T / TEMPERATURE
-    alike.fill_diagonal_(-1e4)
-    count = len(unit)
-    other = torch.arange(count, device=unit.device).roll(count // 2)
-    return F.cross_entropy(alike, other)
+ROWS = 10  # of the table, at most
+SAME = ("seed", "sizes", "batch", "lr", "decay", "contrast", "distinct", "objects", "grounds")
 
 
 def rate_at(progress: float) -> float:
@@ -130,7 +78,6 @@ class Run:
         groups = [{"params": decayed, "weight_decay": options.decay}, {"params": others}]
         self.optimiser = torch.optim.AdamW(groups, lr=options.lr, weight_decay=0.0)
         self.seen = {"seconds": 0.0, "views": 0, "rendered": 0, "steps": 0, "resumed": 0}
-        self.render_seconds = 0.0
         backbone = autoft_mini(pretrained=False)
         self.mean, self.std = (
             torch.tensor(each, device=self.device).view(1, 3, 1, 1)
@@ -153,7 +100,19 @@ class Run:
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
         self.optimiser.load_state_dict(state["optimiser"])
-        self.seen = {**state["seen"], "resumed": state["seen"]["resumed"] + 1}
+        self.seen = dict(state["seen"])
+        if (asked := self._asked()) != state["asked"]:
+            changed = [name for name in asked if asked[name] != state["asked"].get(name)]
+            raise SystemExit(
+                f"{self.options.out} holds a training with other values of {', '.join(changed)}. "
+                f"Give the same ones, or another --out."
+            )
+        self.seen["resumed"] += self.progress < 1
+
+    def _asked(self) -> dict[str, str]:
+        """Return the options that must stay the same when a training goes on."""
+        given = vars(self.options)
+        return {name: str(given[name]) for name in SAME if name in given}
 
     def save(self) -> None:
         """Write what is needed to go on."""
@@ -162,14 +121,16 @@ class Run:
             "average": self.average.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "seen": self.seen,
+            "asked": self._asked(),
         }
         part = self.options.out / f"{STATE}.part"
         torch.save(state, part)
         part.replace(self.options.out / STATE)
 
     def pool(self, size: int) -> Pool:
-        """Return a pool of images for `size` pixels; another one after every interruption."""
-        seed = self.options.seed + 1000 * int(self.seen["resumed"]) + size
+        """Return a pool of images for `size` pixels: other ones after an interruption."""
+        again = 0 if self.options.distinct else int(self.seen["resumed"])
+        seed = self.options.seed + 1000 * again + size
         families = Families(self.options.objects, self.options.grounds)
         capacity = self.options.distinct or self.options.pool
         uses = 0.0 if self.options.distinct else self.options.uses
@@ -189,17 +150,17 @@ class Run:
     def _train_at(self, size: int, until: float) -> None:
         count = self.options.batch
         how = self._format(size)
-        self.model.to(memory_format=torch.channels_last if how.channels_last else None)
+        self.model.to(memory_format=memory_format(how))
         _say(f"{size} px, {name_of(how)}, at {self.progress:.0%}")
         began = last = saved = time.perf_counter()
         pool = self.pool(size)
         self.seen["rendered"] += pool.rendered
         told: dict[str, list[float]] = {}
-        views = 2 if self.options.contrast else 1
+        pairs = 2 if self.options.contrast else 1
         self.model.train()
         mark = pool.rendered
         while self.progress < until:
-            batch = pool.batch(count // views, views)
+            batch = pool.batch(count // pairs, pairs)
             images = place((batch.images - self.mean) / self.std, how, self.device)
             with autocast(how, self.device):
                 parts = losses(self.model, batch, images, self.options.contrast)
@@ -215,6 +176,8 @@ class Run:
                 self._tell(size, told, pool.seconds / (now - began))
                 self.save()
                 told, saved = {}, now
+        if told:
+            self._tell(size, told, pool.seconds / (last - began))
 
     def _format(self, size: int) -> Precision:
         """Return the number format and layout: as told, or the fastest by timing."""
@@ -264,9 +227,17 @@ class Run:
             "seen": self.seen,
             "options": {k: str(v) for k, v in vars(self.options).items() if k != "out"},
             "versions": {"torch": torch.__version__, "timm": timm.__version__},
-            "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {self.device}",
+            "machine": f"{_processor()}, {torch.get_num_threads()} threads, {self.device}",
         }
         (self.options.out / RUN).write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+
+
+def _processor() -> str:
+    """Return the name of the processor, where the system tells it."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0]} ({len(names)} cores)" if names else platform.machine()
 
 
 def _say(text: str) -> None:
@@ -284,7 +255,7 @@ def report(out: Path) -> str:
     lines = [json.loads(line) for line in (out / LOG).read_text(encoding="utf-8").splitlines()]
     names = list(lines[0]["losses"])
     heads = ["minutes", "pixels", "views", "images", "rate", *names]
-    step = max(1, len(lines) // ROWS)
+    step = -(-len(lines) // ROWS)
     rows = [
         [
             f"{line['seconds'] / 60:.0f}",
@@ -294,7 +265,7 @@ def report(out: Path) -> str:
             f"{line['rate']:.2f}",
             *(f"{line['losses'][name]:.2f}" for name in names),
         ]
-        for line in lines[step - 1 :: step]
+        for line in lines[(len(lines) - 1) % step :: step]
     ]
     seen, options = told["seen"], told["options"]
     words = ", ".join(f"{name} {value}" for name, value in told["versions"].items())
@@ -315,11 +286,25 @@ def report(out: Path) -> str:
 def _sizes(text: str) -> list[tuple[int, float]]:
     """Read "64:0.7,96:0.3": pixels, and the share of the time."""
     pairs = [part.split(":") for part in text.split(",")]
-    return [(int(size), float(share)) for size, share in pairs]
+    sizes = [(int(size), float(share)) for size, share in pairs]
+    if abs(sum(share for _, share in sizes) - 1) > 1e-6:
+        raise argparse.ArgumentTypeError(f"the shares of {text} do not add up to 1")
+    return sizes
 
 
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name for name in text.split(",") if name)
+def _objects(text: str) -> tuple[str, ...]:
+    return _names(text, (*shapes.FAMILIES, shapes.NOTHING))
+
+
+def _grounds(text: str) -> tuple[str, ...]:
+    return _names(text, textures.FAMILIES)
+
+
+def _names(text: str, known: tuple[str, ...]) -> tuple[str, ...]:
+    names = tuple(name for name in text.split(",") if name)
+    if unknown := [name for name in names if name not in known]:
+        raise argparse.ArgumentTypeError(f"there is no {unknown[0]}; expected {', '.join(known)}")
+    return names
 
 
 def main() -> None:
@@ -336,8 +321,8 @@ def main() -> None:
     parser.add_argument("--pool", type=int, default=8192, help="images kept")
     parser.add_argument("--uses", type=float, default=6.0, help="of an image, on average")
     parser.add_argument("--distinct", type=int, default=0, help="only so many images, for good")
-    parser.add_argument("--objects", type=_names, default="", help="families of objects; all")
-    parser.add_argument("--grounds", type=_names, default="", help="families of grounds; all")
+    parser.add_argument("--objects", type=_objects, default="", help="families of objects; all")
+    parser.add_argument("--grounds", type=_grounds, default="", help="families of grounds; all")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--bf16", action="store_true", help="without timing what is fastest")
