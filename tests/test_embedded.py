@@ -31,7 +31,7 @@ from autoft.network.build import build
 from autoft.network.cut import cut, why_uncut
 from autoft.network.sources import in_folder, resolve
 from autoft.network.stages import stage_of_parameters
-from autoft.search.prepare import EMBEDDED, NOTHING_ELSE
+from autoft.search.prepare import EMBEDDED, MISSING, NOTHING_ELSE
 from autoft.testing import conformance
 from autoft.values import PROCEDURAL, Backbone, Preprocess
 
@@ -282,6 +282,33 @@ def namespace() -> tuple[str, ...]:
 
 
 @pytest.mark.slow
+def test_beside_the_users_own_weights_it_is_ranked_and_that_is_shown(
+    photos, tiny_weights, tmp_path
+) -> None:
+    own = "test_byobnet.fixed"
+    shutil.copytree(tiny_weights / own, tmp_path / "own" / own)
+    given = ("--weights", tmp_path / "own", "--trials", 1, "--time", "300s")
+    done = offline_search(photos, tmp_path, tmp_path, *given)
+    assert done.returncode == 0, done.stderr
+    assert NOTHING_ELSE not in done.stderr
+    assert MISSING not in done.stderr
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    probes = {row["backbone"]: row for row in result["ranking"]}
+    assert set(probes) == {EMBEDDED, own}
+    assert probes[EMBEDDED]["source"] == PROCEDURAL
+    assert result["backbones"] == {name: row["probe"] for name, row in probes.items()}
+    (line,) = [each for each in done.stdout.splitlines() if each.startswith("Backbones by probe")]
+    told = [f"{row['backbone']} {row['probe']:.3f}" for row in result["ranking"]]
+    assert [each for each in told if each not in line] == []
+    best = max(row["probe"] for row in result["ranking"])
+    for name, row in probes.items():
+        assert row["searched"] is (row["probe"] >= best - 0.10), name
+    tried = "head_only" in result["regime"]["first"]  # of one trial, the linear probe
+    assert result["regime"]["tried"] is tried
+    assert ("was not tried" in done.stdout) is not tried
+
+
+@pytest.mark.slow
 def test_a_search_without_network_starts_from_it_and_touches_none(photos, tmp_path) -> None:
     place, attempts = tmp_path / "place", tmp_path / "attempts"
     place.mkdir()
@@ -292,7 +319,7 @@ def test_a_search_without_network_starts_from_it_and_touches_none(photos, tmp_pa
     seen = set((tmp_path / "attempts.seen").read_text().split())
     assert len(seen) >= 2  # the command, and its worker at least
 
-    assert done.stderr.count(NOTHING_ELSE) == 1
+    assert done.stderr.count(NOTHING_ELSE) == done.stderr.count(MISSING) == 1
     assert f"Backbones by probe: {EMBEDDED} " in done.stdout
     assert f"({PROCEDURAL})" in done.stdout
     result = json.loads((tmp_path / "run" / "result.json").read_text())

@@ -12,6 +12,7 @@ import pytest
 
 from autoft.cli.summary import ranking_lines
 from autoft.errors import DataError, MachineError, UsageError
+from autoft.network.provide import Provided
 from autoft.network.sources import Source
 from autoft.search import ending, halving, prepare
 from autoft.search.budget import Budget
@@ -396,11 +397,14 @@ def test_the_embedded_backbone_is_ranked_beside_all_others_and_last() -> None:
     assert prepare.with_embedded(carried) == carried  # one's own file of that name is kept
 
 
-def ranking(folder, *found: Ranked, **settings) -> tuple[list[str], list[str], list[str]]:
+def ranking(
+    folder, *found: Ranked, carried=(), **settings
+) -> tuple[list[str], list[str], list[str]]:
     """Rank what is `found`; return labels of the usable, of the searched, and the notes."""
     known = {each.label: each for each in found}
     nothing = Images(np.zeros(0, np.int64), np.zeros(0, np.int64))
     sources = {label: Source(label, label) for label in known}
+    sources |= {each.label: each for each in carried}
     setup = Setup(folder, None, (), nothing, nothing, sources, 64, "accuracy", "cpu", 1)
     session = Session(
         Settings(dataset="d", **settings), RunFolder(folder), lambda _: None, None, 0
@@ -433,12 +437,72 @@ def test_the_ranking_decides_whichever_is_better(tmp_path) -> None:
     assert ranking(tmp_path, STRONG, better) == ([MINI, "photos"], [MINI, "photos"], [])
 
 
+@pytest.mark.parametrize("probe", [0.9, 0.915, 0.92])
+def test_weak_weights_lead_only_where_they_are_clearly_ahead(tmp_path, probe) -> None:
+    nearly = replace(WEAK, probe=probe, balanced_knn=1.0)
+    both = ["photos", MINI]
+    assert ranking(tmp_path, nearly, STRONG) == (both, both, [])
+
+
 def test_the_embedded_backbone_alone_is_told_of_once(tmp_path) -> None:
     gone = Ranked("gone", error="cannot run", exit_code=4)
     (tmp_path / "asked").mkdir()
     assert ranking(tmp_path, gone, WEAK) == ([MINI], [MINI], [prepare.NOTHING_ELSE])
     asked = ranking(tmp_path / "asked", WEAK, backbones=(MINI,))
     assert asked == ([MINI], [MINI], [])
+
+
+def test_what_does_not_come_with_autoft_or_is_not_weak_is_not_called_so(tmp_path) -> None:
+    assert ranking(tmp_path, replace(WEAK, label="theirs")) == (["theirs"], ["theirs"], [])
+    assert ranking(tmp_path, replace(WEAK, source="in1k"))[2] == []
+    carried = Source(MINI, MINI, weights="/carried/model.safetensors")
+    assert ranking(tmp_path, WEAK, carried=(carried,))[2] == []
+
+
+@pytest.mark.parametrize(("exit_code", "told"), [(4, [prepare.MISSING]), (2, []), (3, [])])
+def test_advice_on_missing_weights_is_given_where_some_are_missing(exit_code, told) -> None:
+    def call(_task, source, *_) -> Provided | LeftOut:
+        return LeftOut("why", exit_code) if source.label == "photos" else Provided(source)
+
+    notes = []
+    sources = prepare.with_embedded({"photos": Source("photos", "timm")})
+    found = prepare.provide(
+        Settings(dataset="d"), sources, call, lambda kind, text, **_: notes.append((kind, text))
+    )
+    assert list(found) == [MINI]
+    assert [text for kind, text in notes if kind == "note"] == ["Left out: why", *told]
+
+
+def test_where_nothing_can_be_used_the_reason_is_that_of_the_users_own(tmp_path) -> None:
+    mine = Ranked("mine", error="mine cannot run", exit_code=3)
+    with pytest.raises(DataError, match="mine cannot run"):
+        ranking(tmp_path, mine, Ranked(MINI, error="it cannot run", exit_code=4))
+
+    def call(_task, source, *_) -> LeftOut:
+        return LeftOut(f"{source.label} cannot be had", 3)
+
+    sources, settings = prepare.with_embedded({"mine": Source("mine", "timm")}), {"dataset": "d"}
+    for given, label in [({"weights": "w"}, "mine"), ({}, MINI)]:
+        with pytest.raises(DataError, match=f"^{label} cannot be had"):
+            prepare.provide(Settings(**settings, **given), sources, call, lambda *_, **__: None)
+
+
+def test_a_trial_of_an_earlier_command_may_win_whose_backbone_is_gone(tmp_path) -> None:
+    folder = RunFolder(tmp_path)
+    gone, unused = (Source(x, "timm", {"model": x}) for x in ("resnet10t", "unused"))
+    failing = Source("failing", "timm", file="/earlier")
+    known = {each.label: each for each in (gone, unused, failing)}
+    folder.write_json("sources.json", {k: v.to_json() for k, v in known.items()})
+    for number, label in enumerate(["resnet10t", "failing"]):
+        config = TrialConfig(Part(label), Part("full"), Part("linear"), {})
+        folder.append_trial(result(number, 0.9 - number / 10, config=config))
+    now = Ranked("failing", error="cannot run now", exit_code=3)
+    labels, searched, _ = ranking(tmp_path, now, WEAK)
+    assert (labels, searched) == ([MINI, "resnet10t", "failing"], [MINI])
+    assert winner.choose(folder.trials()).config.backbone.name in labels
+    kept = prepare.known_sources(folder)
+    assert list(kept) == ["resnet10t", "failing", MINI]
+    assert (kept["resnet10t"], kept["failing"].file) == (gone, "")  # today's file, where known
 
 
 def test_where_not_even_the_embedded_backbone_can_be_had_the_search_ends(tmp_path) -> None:
@@ -527,6 +591,19 @@ def test_strong_weights_keep_their_recipes_beside_weak_ones() -> None:
 
 
 @pytest.mark.parametrize(
+    ("probe", "kinds"), [(0.925, ["head_only", "freeze"]), (0.95, ["head_only"])]
+)
+def test_strong_weights_behind_weak_ones_keep_their_recipes_too(probe, kinds) -> None:
+    configs = first_of(replace(WEAK, probe=probe), STRONG)
+    strong = [each for each in configs if each.backbone.name == "photos"]
+    assert [each.strategy.name for each in strong] == kinds
+    assert all(each.train.get("lr") != WEAK_LR for each in strong)
+    assert all(each.train.get("norm_mode") != "train" for each in strong)
+    alone = first_of(STRONG, regime="ambiguous")
+    assert all(each in alone for each in strong)
+
+
+@pytest.mark.parametrize(
     ("ranked", "scratch"), [([WEAK], True), ([STRONG], False), ([STRONG, WEAK], False)]
 )
 def test_training_from_scratch_competes_where_the_best_weights_are_weak(
@@ -545,13 +622,32 @@ def test_training_from_scratch_competes_where_the_best_weights_are_weak(
 
 
 def test_weak_weights_get_the_time_of_random_ones() -> None:
-    def epochs(ranked: Ranked) -> int:
-        ranked = replace(ranked, images_per_second=100.0, trained_per_second=100.0)
-        budget = Budget(time.time() + 40, None, {ranked.label: ranked}, 100, 20)
-        config = TrialConfig(Part(ranked.label), Part("full"), Part("linear"), {})
+    def epochs(*ranked: Ranked) -> int:
+        timed = [replace(r, images_per_second=100.0, trained_per_second=100.0) for r in ranked]
+        budget = Budget(time.time() + 40, None, {each.label: each for each in timed}, 100, 20)
+        config = TrialConfig(Part(ranked[-1].label), Part("full"), Part("linear"), {})
         return budget.epochs(config, trains_backbone=True)
 
     assert epochs(WEAK) == epochs(replace(WEAK, pretrained=False)) > epochs(STRONG)
+    assert epochs(STRONG, WEAK) == epochs(WEAK, STRONG) == epochs(STRONG)  # one trial among many
+    assert epochs(replace(WEAK, label="a"), WEAK) == epochs(WEAK)
+
+
+def test_what_a_regime_advises_was_tried_however_it_ended() -> None:
+    regime = judge(np.arange(100) % 2, None, (), weights=True)
+    head, tuned = (
+        result(number, config=make_space().default({"strategy": name}, 0))
+        for number, name in enumerate(["head_only", "full"])
+    )
+    failed = replace(tuned, status="failed", score=None)
+    for results, tried, agreed in [
+        ([head], False, False),
+        ([head, failed], True, False),
+        ([tuned, head], True, True),
+    ]:
+        told = ending._regime(regime, results, results[0])
+        assert (told["tried"], told["agreed"]) == (tried, agreed)
+        assert "full" in told["first"]
 
 
 # --- selection --------------------------------------------------------------------------------

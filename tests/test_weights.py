@@ -15,10 +15,11 @@ from autoft import plugins
 from autoft.errors import DataError, MachineError, UsageError
 from autoft.network import licenses, provide
 from autoft.network.build import build
-from autoft.network.sources import MANIFEST, Source, in_folder, resolve
+from autoft.network.sources import MANIFEST, Source, in_folder, read_metadata, resolve
 from autoft.network.weights import load_weights
 from autoft.search.settings import Settings
-from autoft.weights import find_weights, published, quiet
+from autoft.values import PROCEDURAL
+from autoft.weights import Weights, find_weights, published, quiet
 
 GIANT = 2**62
 
@@ -225,6 +226,45 @@ def test_the_licence_of_a_file_of_ones_own_is_not_that_of_the_published_one(tmp_
     assert build(resolve("test_resnet", {}), pretrained=False).license == "apache-2.0"
     own = build(resolve(f"test_resnet@{tmp_path / 'w.safetensors'}", {}))
     assert (own.license, own.source) == ("", "")
+
+
+def test_a_file_tells_what_it_was_trained_on_and_its_licence(tmp_path, donor) -> None:
+    told = {"source": PROCEDURAL, "license": "mit", "format": "pt"}
+    save_file(donor.state_dict(), tmp_path / "w.safetensors", metadata=told)
+    source = resolve(f"test_resnet@{tmp_path / 'w.safetensors'}", {})
+    own = build(source)
+    assert (own.license, own.source) == ("mit", PROCEDURAL)
+    assert provide.provide(source, ("mit",), silent).source.trained_on == PROCEDURAL
+    (tmp_path / "autoft_mini").mkdir()
+    save_file(donor.state_dict(), tmp_path / "autoft_mini" / "model.safetensors", metadata=told)
+    (carried,) = in_folder(tmp_path)[0].values()
+    assert (carried.license, carried.trained_on) == ("mit", PROCEDURAL)
+    known = {"backbones": {"autoft_mini": {"license": "bsd", "source": "in1k"}}}
+    (tmp_path / MANIFEST).write_text(json.dumps(known))
+    (carried,) = in_folder(tmp_path)[0].values()
+    assert (carried.license, carried.trained_on) == ("bsd", "in1k")
+
+
+@pytest.mark.parametrize("damage", BAD)
+def test_a_damaged_file_tells_nothing_and_loading_it_says_why(tmp_path, damage) -> None:
+    file = tmp_path / "w.safetensors"
+    file.write_bytes(BAD[damage])
+    source = resolve(f"test_resnet@{file}", {})
+    assert (source.license, source.trained_on) == ("", "")
+    with pytest.raises(DataError, match=str(file)):
+        build(source)
+
+
+def test_a_folder_and_no_file_tell_nothing(tmp_path) -> None:
+    assert read_metadata(tmp_path) == read_metadata(tmp_path / "gone") == {}
+
+
+def test_a_package_without_its_file_is_another_mistake_than_a_wrong_path(tmp_path) -> None:
+    weights = Weights(origin="package theirs 1.0", place=str(tmp_path))
+    with pytest.raises(MachineError, match=r"package theirs 1\.0 has them.*Install its package"):
+        provide.fetch("theirs", weights, silent, packaged=True)
+    with pytest.raises(UsageError, match=r"holds no file of weights\. Check the path"):
+        provide.fetch("theirs", weights, silent)
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,7 @@ def regime_line(regime: Mapping[str, Any], strategy: str) -> str:
     elif regime.get("tried", True):  # runs of earlier versions do not say
         found = f"the search found otherwise (first there: {first}; better: {clean(strategy)})"
     else:
-        found = f"there was no time to try what is usual for it ({first})"
+        found = f"what is usual for it ({first}) was not tried"
     return f"Regime: {clean(regime['text'])}; {found}."
 
 

@@ -70,25 +70,35 @@ def provide(source: Source, allowed: Collection[str], progress: Progress) -> Pro
     notes = (note,) if note else ()
     if weights is None:
         return Provided(replace(source, license=license), notes)
-    owned = source.plugin != ANY_ARCHITECTURE and not source.weights
-    if owned and not weights.path and weights.get is None:
-        raise MachineError(
-            f"The weights of '{source.label}' are not in {weights.place}, where {weights.origin} "
-            f"has them, and cannot be fetched. Install its package again."
-        )
-    path = fetch(source.label, weights, progress)
-    known = replace(source, license=license, origin=weights.origin, file=str(path))
-    return Provided(replace(known, sha256=sha256_of(path)), notes)
+    packaged = source.plugin != ANY_ARCHITECTURE and not source.weights
+    path = fetch(source.label, weights, progress, packaged=packaged)
+    known = replace(source, license=license, trained_on=weights.source, origin=weights.origin)
+    return Provided(replace(known, file=str(path), sha256=sha256_of(path)), notes)
 
 
-def fetch(label: str, weights: Weights, progress: Progress, *, again: bool = False) -> Path:
+def fetch(
+    label: str,
+    weights: Weights,
+    progress: Progress,
+    *,
+    again: bool = False,
+    packaged: bool = False,
+) -> Path:
     """Return the file of weights, fetched if it is not here; `again` also if it is.
 
+    `packaged` says that a plugin told where they are, not the user.
+
     Raises:
+        UsageError: the user's path holds no file.
         MachineError: it cannot be fetched.
     """
     if weights.path and not again:
         return Path(weights.path)
+    if weights.get is None and packaged:
+        raise MachineError(
+            f"The weights of '{label}' are not in {weights.place}, where {weights.origin} has "
+            f"them, and cannot be fetched. Install its package again."
+        )
     if weights.get is None:
         raise UsageError(
             f"'{label}' names {weights.origin}, which holds no file of weights. Check the path."

@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from autoft import plugins
 from autoft.errors import DataError, UsageError, did_you_mean
 from autoft.values import Value
@@ -25,8 +27,8 @@ class Source:
     """A backbone by its label: the plugin that builds it, its options, and a file of weights.
 
     `pretrained=False` says that no weights can be had: it starts from random ones. `license` and
-    `trained_on` are those of a file of weights. The rest is known once the weights are here: the
-    address that they are from, the file that was read, and its SHA-256.
+    `trained_on` are what is told of them: by a file of weights at once, by a plugin once they are
+    here, as are the address that they are from, the file that was read, and its SHA-256.
     """
 
     label: str
@@ -49,7 +51,8 @@ def in_folder(folder: Path) -> tuple[dict[str, Source], list[str]]:
     """Return the backbones that the sub-folders of `folder` hold, by label, and what was left out.
 
     A sub-folder with `config.json` and `model.safetensors` is a timm local directory. One with
-    weights alone belongs to the installed plugin that its name begins with, up to the first dot.
+    weights alone belongs to the installed plugin that its name begins with, up to the first dot;
+    what it was trained on and its licence are in the manifest, else in the file itself.
 
     Raises:
         UsageError: there is no such folder, or no sub-folder of it holds weights.
@@ -66,7 +69,7 @@ def in_folder(folder: Path) -> tuple[dict[str, Source], list[str]]:
         owner = _owner(sub.name)
         if owner:
             file = str((sub / WEIGHTS_FILE).resolve())
-            told = packed.get(sub.name, {})
+            told = read_metadata(sub / WEIGHTS_FILE) | packed.get(sub.name, {})
             found[sub.name] = Source(
                 sub.name,
                 owner,
@@ -105,6 +108,18 @@ def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
     )
 
 
+def read_metadata(file: Path) -> dict[str, str]:
+    """Return what a file of safetensors says of itself, such as `source` and `license`.
+
+    Nothing for any other file, and for one that is not there or damaged: loading it says why.
+    """
+    try:
+        with safe_open(file, framework="numpy") as opened:
+            return dict(opened.metadata() or {})
+    except (OSError, SafetensorError):
+        return {}
+
+
 def _local(folder: Path) -> Source:
     return Source(folder.name, ANY_ARCHITECTURE, {"model": f"local-dir:{folder.resolve()}"})
 
@@ -128,7 +143,15 @@ def resolve(spec: str, local: Mapping[str, Source]) -> Source:
     name, _, file = spec.partition("@")
     if file:
         base = resolve(name, local)
-        return Source(spec, base.plugin, base.options, str(Path(file).resolve()))
+        told = read_metadata(Path(file))
+        return Source(
+            spec,
+            base.plugin,
+            base.options,
+            str(Path(file).resolve()),
+            license=told.get("license", ""),
+            trained_on=told.get("source", ""),
+        )
     if name in local:
         return local[name]
     if name.startswith("local-dir:") or (Path(name) / "config.json").is_file():

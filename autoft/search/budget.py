@@ -16,7 +16,7 @@ MAX_EPOCHS = 20
 MIN_STEPS = 300  # a full trial of a small data set gets at least so many optimiser steps
 FULL_SHARE = 0.25  # of the time for trials: what one full fine-tune may take ...
 FULL_EPOCHS = 3  # ... but that share may be doubled to reach so many epochs
-SCRATCH_SHARE = 0.5  # random and weak weights want more epochs, and there is less to choose among
+SCRATCH_SHARE = 0.5  # where all there is are random or weak weights: they want more epochs
 NOMINAL_BATCH = 32
 
 
@@ -25,6 +25,7 @@ class Budget:
     """What is left of the time and the number of trials; learns how long epochs really take.
 
     `deadline` is the wall-clock time (seconds since 1970) at which the last trial must have ended.
+    `ranked` has the best backbone first.
     """
 
     deadline: float
@@ -92,8 +93,9 @@ class Budget:
     def _affordable_epochs(self, config: TrialConfig) -> int:
         whole = self._expected_epoch(config, frozen=0.0) * self._pace
         time_for_trials = self.deadline - self.began
-        start = self.ranked[config.backbone.name]
-        share = FULL_SHARE if start.pretrained and not start.weak else SCRATCH_SHARE
+        starts = next(iter(self.ranked.values())), self.ranked[config.backbone.name]
+        knows_little = all(each.weak or not each.pretrained for each in starts)
+        share = SCRATCH_SHARE if knows_little else FULL_SHARE
         affordable = int(share * time_for_trials / whole)
         stretched = min(FULL_EPOCHS, int(2 * share * time_for_trials / whole))
         steps = max(1, self.train_images // NOMINAL_BATCH)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -95,7 +95,6 @@ def _result(
     """Return what `result.json` holds; its keys are documented in docs/run-folder.md."""
     statuses = [result.status for result in director.results]
     config = job.winner.config
-    first = first_strategies(regime.name)
     ranking = _ranking(session.folder, director.space.backbones)
     return {
         "metric": setup.metric,
@@ -112,14 +111,7 @@ def _result(
         },
         "trials": {status: statuses.count(status) for status in ("done", "stopped", "failed")},
         "seconds": round(session.spent + time.monotonic() - session.began, 1),
-        "regime": {
-            **regime.to_json(),
-            "first": first,
-            "tried": any(
-                each.config.strategy.name in first for each in winner.usable(director.results)
-            ),
-            "agreed": config.strategy.name in first,
-        },
+        "regime": _regime(regime, director.results, job.winner),
         "backbones": {each["backbone"]: each["probe"] for each in ranking},
         "ranking": ranking,
         "classes": list(data.catalog.classes),
@@ -139,8 +131,22 @@ def _baseline(baseline: TrialResult | None, finished: Finished) -> dict[str, Any
     return {"name": name, "trial": baseline.number, "score": baseline.score, "test": test}
 
 
+def _regime(regime: Profile, results: Sequence[TrialResult], won: TrialResult) -> dict[str, Any]:
+    """Return the regime, and what became of the strategies that it puts first.
+
+    One that was begun was tried, however it ended.
+    """
+    first = first_strategies(regime.name)
+    return {
+        **regime.to_json(),
+        "first": first,
+        "tried": any(each.config.strategy.name in first for each in results),
+        "agreed": won.config.strategy.name in first,
+    }
+
+
 def _ranking(folder: RunFolder, searched: Collection[str]) -> list[dict[str, Any]]:
-    """Return every backbone that was considered, best first; probe None: it could not be used."""
+    """Return all that were ranked, highest probe first; probe None: it could not be used."""
     seen = {event["name"]: event for event in folder.events() if event["kind"] == "backbone"}
     rows = [
         {

@@ -1,9 +1,8 @@
 """The first trials, by regime: well-tried configurations before anything is sampled.
 
 The linear probe is always first, so that there is a model and a baseline within the first minute.
-Weights that saw generated images alone want other recipes than those of photographs, whatever the
-data: everything trained at the rate of training from scratch. docs/results/embedded.md has the
-numbers.
+Weights that saw generated images alone have recipes of their own, whatever the data: everything
+trained at the rate of training from scratch. So they were measured in docs/results/embedded.md.
 Answers not given here are at the defaults of the plugins. The order is a prior and excludes
 nothing; docs/architecture.md says where it comes from.
 """
@@ -13,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from autoft.search.configs import Space
-from autoft.selection.regime import Profile
+from autoft.selection.regime import NEAR, Profile, merit
 from autoft.training.job import Ranked
 from autoft.values import Value
 
@@ -92,7 +91,8 @@ def portfolio(space: Space, regime: Profile, ranked: Sequence[Ranked]) -> Iterat
     wanted: list[Answers] = [{**PROBE, "backbone": label} for label in order[:3]]
     wanted += [{**answers, "backbone": order[0]} for answers in (recipes[0], heads[0])]
     wanted += [{**answers, "backbone": order[0]} for answers in _third_party(space)]
-    wanted += [{**_suited(each, recipes), "backbone": each.label} for each in _close(ranked)]
+    close = _close(ranked)
+    wanted += [{**_suited(each, regime.name), "backbone": each.label} for each in close]
     rest = (*recipes[1:], *heads[1:]) if weak else (*heads[1:], *recipes[1:])
     wanted += [{**answers, "backbone": order[0]} for answers in rest]
     for answers in wanted:
@@ -129,11 +129,24 @@ def _third_party(space: Space) -> Iterator[Answers]:
         yield {**PROBE, "head": name}
 
 
-def _suited(ranked: Ranked, recipes: Sequence[Answers]) -> Answers:
-    """Return the first of the `recipes`, or of those for weak weights where it has such."""
-    return RECIPES["weak-weights"][0] if ranked.weak else recipes[0]
+def _suited(ranked: Ranked, regime: str) -> Answers:
+    """Return the first recipe of the `regime`, or what suits the weights where they are others.
+
+    Where weak weights spoke for the data, nothing is known of it to those that are not weak.
+    """
+    if ranked.weak:
+        return RECIPES["weak-weights"][0]
+    return RECIPES["ambiguous" if regime == "weak-weights" else regime][0]
 
 
 def _close(ranked: Sequence[Ranked]) -> Sequence[Ranked]:
-    """Return the second backbone if it is within two points of the first."""
-    return [each for each in ranked[1:2] if each.probe >= ranked[0].probe - 0.02]
+    """Return the second backbone if it is within two points of the first.
+
+    One that weak weights displaced has four: less is no clear lead of theirs.
+    """
+    best = ranked[0]
+    return [
+        each
+        for each in ranked[1:2]
+        if each.probe >= merit(best.probe, weak=best.weak and not each.weak) - NEAR
+    ]

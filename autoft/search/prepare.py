@@ -23,18 +23,18 @@ from autoft.search.folder import RunFolder
 from autoft.search.images import Data
 from autoft.search.sampling import affordable, repeats_for, sample_of
 from autoft.search.settings import Settings
-from autoft.selection.regime import Profile, judge
+from autoft.selection.regime import Profile, judge, merit
 from autoft.training.job import Ranked, Setup
 from autoft.training.recipe import AUGMENTS, UPRIGHT
 
-EMBEDDED = "autoft_mini"  # comes with autoft, so that there are always weights
+EMBEDDED = "autoft_mini"  # comes with autoft
 BEHIND = 0.10  # a backbone whose probe is further behind the best is not searched
 LONG = 3600.0  # seconds from which a larger tier pays
 NOTHING_ELSE = (
-    f"No other pre-trained weights can be used here, so the search starts from {EMBEDDED}, which "
-    f"comes with autoft and saw generated images alone. Others know more: give --weights DIR, or "
-    f"run once with network."
+    f"The search starts from {EMBEDDED}, which comes with autoft and saw generated images alone; "
+    f"weights of photographs know more."
 )
+MISSING = "Missing weights can be given with --weights DIR, or fetched in a run with network."
 
 Emit = Callable[..., None]
 Call = Callable[..., Any]
@@ -116,8 +116,11 @@ def provide(
             f"{','.join(settings.allow_license)} allows. Allow more, or name --backbones; "
             f"`autoft weights list` shows their licences."
         )
-    if not found:  # not even the embedded one
-        raise error_of(left_out[-1].exit_code, left_out[-1].text)
+    if not found:  # not even the embedded one, which is last; the first may be of their folder
+        reason = left_out[0 if settings.weights else -1]
+        raise error_of(reason.exit_code, reason.text)
+    if list(found) == [EMBEDDED] and any(e.exit_code == MachineError.exit_code for e in left_out):
+        emit("note", text=MISSING)
     return found
 
 
@@ -141,16 +144,29 @@ def rank(
             break
         measured.append(_rank_one(label, setup, call, emit))
     failed = [each for each in measured if each.error]
-    usable = sorted((each for each in measured if not each.error), key=_merit)
+    usable = sorted((each for each in measured if not each.error), key=_order)
     if failed and (settings.backbones or not usable):
-        raise error_of(failed[-1].exit_code, failed[-1].error)
-    alone = [each.label for each in usable if each.pretrained] == [EMBEDDED]
-    if alone and not settings.backbones:
+        raise error_of(failed[0].exit_code, failed[0].error)  # the embedded one is last
+    begins_weak = [each.label for each in usable] == [EMBEDDED] and usable[0].weak
+    if begins_weak and not (settings.backbones or setup.sources[EMBEDDED].weights):
         emit("note", text=NOTHING_ELSE)
-    folder = RunFolder(setup.folder)
-    folder.write_json("sources.json", {k: v.to_json() for k, v in setup.sources.items()})
     near = [each for each in usable if each.probe >= usable[0].probe - BEHIND]
-    return replace(setup, sources={e.label: setup.sources[e.label] for e in usable}), near
+    return replace(setup, sources=_keep_sources(setup, usable)), near
+
+
+def _keep_sources(setup: Setup, usable: Sequence[Ranked]) -> dict[str, Source]:
+    """Write where all backbones are from; return those that can be used, or were in a trial.
+
+    A trial of an earlier command may win although its backbone is not among today's.
+    """
+    folder = RunFolder(setup.folder)
+    known = known_sources(folder) | dict(setup.sources)
+    tried = {result.config.backbone.name for result in folder.trials()}
+    written = {k: v.to_json() for k, v in known.items() if k in tried or k in setup.sources}
+    folder.write_json("sources.json", written)
+    labels = [each.label for each in usable]
+    labels += [label for label in known if label in tried and label not in labels]
+    return {label: known[label] for label in labels}
 
 
 def error_of(exit_code: int, text: str) -> AutoftError:
@@ -181,8 +197,9 @@ def _rank_one(label: str, setup: Setup, call: Call, emit: Emit) -> Ranked:
     return ranked
 
 
-def _merit(ranked: Ranked) -> tuple[float, float]:
-    return -ranked.probe, -ranked.balanced_knn
+def _order(ranked: Ranked) -> tuple[float, bool, float]:
+    """Return what backbones are sorted by; weak weights are first only where clearly ahead."""
+    return -merit(ranked.probe, weak=ranked.weak), ranked.weak, -ranked.balanced_knn
 
 
 def measure_regime(

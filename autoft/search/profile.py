@@ -26,6 +26,7 @@ from autoft.search.stop import listen_for_stop
 from autoft.selection.regime import Profile, judge
 from autoft.training.job import Setup
 from autoft.training.measures import Measured, OutOfFold, Sample
+from autoft.values import PROCEDURAL
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def _profile(session: Session, worker: Worker, limit: int) -> Profiled:
     sample = sample_of(data, limit)
     labels = data.catalog.labels[data.split.fold != TEST]
     if not len(sample):
-        weak = list(sources) == [prepare.EMBEDDED]
+        weak = all(each.trained_on == PROCEDURAL for each in sources.values())
         return _result(data, sample, judge(labels, None, (), weights=True, weak=weak), {})
     pixels, found = _measure(session, worker, setup, sample)
     profile = judge(labels, pixels, found)
@@ -121,7 +122,7 @@ def _measure(
             session.emit("note", text=f"Left out: {each.error}")
         found.append(each)
     if all(each.error for each in found):
-        raise prepare.error_of(found[-1].exit_code, found[-1].error)
+        raise prepare.error_of(found[0].exit_code, found[0].error)  # the embedded one is last
     return pixels, found
 
 

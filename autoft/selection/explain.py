@@ -87,7 +87,8 @@ def _weak(speaking: Likeness) -> list[str]:
         return []
     return [
         f"The weights of {speaking.backbone} saw generated images and no photograph: what they "
-        f"do not know says more of them than of the data. --weights DIR gives others."
+        f"do not know says more of them than of the data, so that no place on the map is marked. "
+        f"--weights DIR gives others."
     ]
 
 

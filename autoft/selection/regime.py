@@ -20,6 +20,7 @@ from autoft.values import PROCEDURAL
 
 SIMILAR, DISSIMILAR = 0.50, 0.25
 TOO_EASY = 0.05  # where the controls leave less error than this, S measures nothing
+NEAR = 0.02  # probes so close do not tell which backbone is better
 DEEP = 0.15  # from here on the last features leave much that earlier stages know
 SOLVED = 0.01  # where the last features leave less error than this, D measures nothing
 BOOTSTRAPS = 2000
@@ -87,8 +88,8 @@ class Profile:
 
     `images`, `classes`, `median` (images of the median class) and `imbalance` (largest class by
     smallest) are of all images but the test part; `measured` of them were looked at. `backbones`
-    are best first: the first speaks. `controls` are the scores that need no backbone, `failed`
-    says why a backbone could not be measured.
+    are best first, by `merit`: the first speaks. `controls` are the scores that need no backbone,
+    `failed` says why a backbone could not be measured.
     """
 
     name: str
@@ -160,7 +161,7 @@ def judge(
     counts = counts[counts > 0]
     usable = [each for each in found if each.pretrained and not each.error]
     known = [likeness_of(each, pixels) for each in usable if pixels and pixels.probes]
-    known.sort(key=lambda each: -each.best)
+    known.sort(key=lambda each: -merit(each.best, weak=each.weak))
     size = size_class(labels)
     likeness = _likeness(known[0]) if known else "unknown"
     return Profile(
@@ -198,6 +199,15 @@ def likeness_of(found: Measured, pixels: Measured) -> Likeness:
     )
 
 
+def merit(probe: float, *, weak: bool) -> float:
+    """Return what backbones are ordered by: `probe`, less `NEAR` for weak weights.
+
+    Weak weights lead only where their probe is clearly ahead: a near-tie must not decide that the
+    whole search is made by what suits weights that saw no photograph.
+    """
+    return probe - NEAR if weak else probe
+
+
 def size_class(labels: NDArray[np.int64]) -> str:
     """Return tiny, small, medium or large by the number of images and the median class."""
     counts = np.bincount(labels)
@@ -210,15 +220,19 @@ def size_class(labels: NDArray[np.int64]) -> str:
 
 
 def regime_map(profile: Profile) -> list[list[str]]:
-    """Return the four regimes as cells, the place of `profile` marked by brackets."""
+    """Return the four regimes as cells, the place of `profile` marked by brackets.
+
+    Nothing is marked where weak weights spoke: what is advised then is none of these.
+    """
     rows = [["", *_LIKENESS]]
     here = {"easy": "similar", "ambiguous": "between"}.get(profile.likeness, profile.likeness)
+    weak = profile.name == "weak-weights"
     for words, size in _SIZES:
         cells = [words]
         for likeness in _LIKENESS:
             corner = size and likeness != "between"
             cell = f"{size}-{likeness}" if corner else "ambiguous"
-            marked = profile.size in words.split(", ") and likeness == here
+            marked = profile.size in words.split(", ") and likeness == here and not weak
             cells.append(f"[{cell}]" if marked else f" {cell} ")
         rows.append(cells)
     return rows
