@@ -372,7 +372,9 @@ def test_a_download_that_cannot_happen_is_a_machine_error(monkeypatch):
     with pytest.raises(MachineError, match=r"CIFAR10 \(HF_HUB_OFFLINE=1 forbids"):
         list_dataset("torchvision:CIFAR10", READING)
     monkeypatch.delenv("HF_HUB_OFFLINE")
-    # No one listens on the discard port: the same as no network.
+    # No one listens on the discard port: the same as no network. The opener that this makes
+    # would outlive the test, proxies and all.
+    monkeypatch.setattr("urllib.request._opener", None)
     for name in ("http_proxy", "https_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     with pytest.raises(MachineError, match=r"could not fetch CIFAR10 \(.*refused"):
