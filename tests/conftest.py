@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -69,3 +69,21 @@ def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
         model = timm.create_model(name, num_classes=10)
         timm.models.save_for_hf(model, root / f"{name}.fixed", safe_serialization=True)
     return root
+
+
+@pytest.fixture
+def run(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[int, str, str]]:
+    """Return what runs a command in this process, in a folder of its own: code, output, errors."""
+    from autoft.cli.main import main
+
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words: object) -> tuple[int, str, str]:
+        code = main([str(word) for word in words])
+        told = capsys.readouterr()
+        assert "Traceback" not in told.err, told.err
+        return code, told.out, told.err
+
+    return call

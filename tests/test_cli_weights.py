@@ -17,7 +17,6 @@ import timm
 import torch
 from safetensors.torch import load_file, save, save_file
 
-from autoft.cli.main import main
 from autoft.search.folder import RunFolder
 
 COMMIT = "c" * 40
@@ -86,19 +85,6 @@ def hub(tmp_path, monkeypatch, published):
             monkeypatch.delenv(name, raising=False)
         yield handler
         server.shutdown()
-
-
-@pytest.fixture
-def run(capsys, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-    def call(*words):
-        code = main([str(word) for word in words])
-        told = capsys.readouterr()
-        assert "Traceback" not in told.err, told.err
-        return code, told.out, told.err
-
-    return call
 
 
 def test_pull_verify_and_pack_with_a_hub(hub, run, tmp_path) -> None:

@@ -22,7 +22,6 @@ from torch import nn
 from torch.nn import functional
 
 from autoft.backbones import mini
-from autoft.cli.main import main
 from autoft.errors import DataError, MachineError
 from autoft.export.artifact import FORMATS
 from autoft.export.parity import check_parity
@@ -31,7 +30,7 @@ from autoft.network.build import build
 from autoft.network.cut import cut, why_uncut
 from autoft.network.sources import in_folder, resolve
 from autoft.network.stages import stage_of_parameters
-from autoft.search.prepare import EMBEDDED, MISSING, NOTHING_ELSE
+from autoft.search.prepare import BEGINS_WEAK, EMBEDDED, MISSING
 from autoft.testing import conformance
 from autoft.values import PROCEDURAL, Backbone, Preprocess
 
@@ -121,17 +120,9 @@ def test_exported_files_agree_at_every_size(backbone, size, tmp_path) -> None:
 
 
 @pytest.fixture
-def run(capsys, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def run(run, monkeypatch):
     monkeypatch.setenv("AUTOFT_DISABLE_PLUGINS", "1")
-
-    def call(*words):
-        code = main([str(word) for word in words])
-        told = capsys.readouterr()
-        assert "Traceback" not in told.err, told.err
-        return code, told.out, told.err
-
-    return call
+    return run
 
 
 def test_the_commands_about_weights_know_it(run, tmp_path) -> None:
@@ -290,7 +281,7 @@ def test_beside_the_users_own_weights_it_is_ranked_and_that_is_shown(
     given = ("--weights", tmp_path / "own", "--trials", 1, "--time", "300s")
     done = offline_search(photos, tmp_path, tmp_path, *given)
     assert done.returncode == 0, done.stderr
-    assert NOTHING_ELSE not in done.stderr
+    assert BEGINS_WEAK not in done.stderr
     assert MISSING not in done.stderr
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     probes = {row["backbone"]: row for row in result["ranking"]}
@@ -319,7 +310,7 @@ def test_a_search_without_network_starts_from_it_and_touches_none(photos, tmp_pa
     seen = set((tmp_path / "attempts.seen").read_text().split())
     assert len(seen) >= 2  # the command, and its worker at least
 
-    assert done.stderr.count(NOTHING_ELSE) == done.stderr.count(MISSING) == 1
+    assert done.stderr.count(BEGINS_WEAK) == done.stderr.count(MISSING) == 1
     assert f"Backbones by probe: {EMBEDDED} " in done.stdout
     assert f"({PROCEDURAL})" in done.stdout
     result = json.loads((tmp_path / "run" / "result.json").read_text())

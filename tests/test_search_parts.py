@@ -447,7 +447,7 @@ def test_weak_weights_lead_only_where_they_are_clearly_ahead(tmp_path, probe) ->
 def test_the_embedded_backbone_alone_is_told_of_once(tmp_path) -> None:
     gone = Ranked("gone", error="cannot run", exit_code=4)
     (tmp_path / "asked").mkdir()
-    assert ranking(tmp_path, gone, WEAK) == ([MINI], [MINI], [prepare.NOTHING_ELSE])
+    assert ranking(tmp_path, gone, WEAK) == ([MINI], [MINI], [prepare.BEGINS_WEAK])
     asked = ranking(tmp_path / "asked", WEAK, backbones=(MINI,))
     assert asked == ([MINI], [MINI], [])
 

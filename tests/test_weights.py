@@ -15,7 +15,14 @@ from autoft import plugins
 from autoft.errors import DataError, MachineError, UsageError
 from autoft.network import licenses, provide
 from autoft.network.build import build
-from autoft.network.sources import MANIFEST, Source, in_folder, read_metadata, resolve
+from autoft.network.sources import (
+    ANY_ARCHITECTURE,
+    MANIFEST,
+    Source,
+    in_folder,
+    read_metadata,
+    resolve,
+)
 from autoft.network.weights import load_weights
 from autoft.search.settings import Settings
 from autoft.values import PROCEDURAL
@@ -262,9 +269,9 @@ def test_a_folder_and_no_file_tell_nothing(tmp_path) -> None:
 def test_a_package_without_its_file_is_another_mistake_than_a_wrong_path(tmp_path) -> None:
     weights = Weights(origin="package theirs 1.0", place=str(tmp_path))
     with pytest.raises(MachineError, match=r"package theirs 1\.0 has them.*Install its package"):
-        provide.fetch("theirs", weights, silent, packaged=True)
+        provide.fetch(Source("theirs", "their_plugin"), weights, silent)
     with pytest.raises(UsageError, match=r"holds no file of weights\. Check the path"):
-        provide.fetch("theirs", weights, silent)
+        provide.fetch(Source("theirs", ANY_ARCHITECTURE), weights, silent)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from autoft.errors import DataError, MachineError
-from autoft.values import Backbone
+from autoft.values import PROCEDURAL, Backbone
 from autoft.weights import Weights, published
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ FILE: Final = Path(__file__).with_name("autoft_mini.safetensors")
 STEM: Final = 16
 STAGES: Final = ((24, 2), (48, 2), (96, 2), (160, 2), (224, 1))  # width and stride of each
 IMAGE_SIZE: Final = 96
+LICENSE: Final = "apache-2.0"
 
 
 def locate() -> Weights:
@@ -29,8 +30,8 @@ def locate() -> Weights:
         origin=f"package autoft {metadata.version('autoft')}",
         place=str(FILE.parent),
         path=str(FILE) if FILE.is_file() else "",
-        source="procedural",
-        license="apache-2.0",
+        source=PROCEDURAL,
+        license=LICENSE,
     )
 
 
@@ -50,8 +51,8 @@ def autoft_mini(*, pretrained: bool = True) -> Backbone:
         stages=[["stem"], *([f"stages.{index}"] for index in range(len(STAGES)))],
         num_features=STAGES[-1][0],
         image_size=IMAGE_SIZE,
-        source="procedural",
-        license="apache-2.0",
+        source=PROCEDURAL,
+        license=LICENSE,
     )
 
 

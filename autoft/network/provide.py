@@ -70,23 +70,13 @@ def provide(source: Source, allowed: Collection[str], progress: Progress) -> Pro
     notes = (note,) if note else ()
     if weights is None:
         return Provided(replace(source, license=license), notes)
-    packaged = source.plugin != ANY_ARCHITECTURE and not source.weights
-    path = fetch(source.label, weights, progress, packaged=packaged)
+    path = fetch(source, weights, progress)
     known = replace(source, license=license, trained_on=weights.source, origin=weights.origin)
     return Provided(replace(known, file=str(path), sha256=sha256_of(path)), notes)
 
 
-def fetch(
-    label: str,
-    weights: Weights,
-    progress: Progress,
-    *,
-    again: bool = False,
-    packaged: bool = False,
-) -> Path:
-    """Return the file of weights, fetched if it is not here; `again` also if it is.
-
-    `packaged` says that a plugin told where they are, not the user.
+def fetch(source: Source, weights: Weights, progress: Progress, *, again: bool = False) -> Path:
+    """Return the file of `weights`, those of `source`, fetched if not here; `again` also if so.
 
     Raises:
         UsageError: the user's path holds no file.
@@ -94,8 +84,9 @@ def fetch(
     """
     if weights.path and not again:
         return Path(weights.path)
-    if weights.get is None and packaged:
-        raise MachineError(
+    label = source.label
+    if weights.get is None and source.plugin != ANY_ARCHITECTURE and not source.weights:
+        raise MachineError(  # its plugin told where they are, not the user
             f"The weights of '{label}' are not in {weights.place}, where {weights.origin} has "
             f"them, and cannot be fetched. Install its package again."
         )

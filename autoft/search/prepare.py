@@ -30,7 +30,7 @@ from autoft.training.recipe import AUGMENTS, UPRIGHT
 EMBEDDED = "autoft_mini"  # comes with autoft
 BEHIND = 0.10  # a backbone whose probe is further behind the best is not searched
 LONG = 3600.0  # seconds from which a larger tier pays
-NOTHING_ELSE = (
+BEGINS_WEAK = (
     f"The search starts from {EMBEDDED}, which comes with autoft and saw generated images alone; "
     f"weights of photographs know more."
 )
@@ -149,7 +149,7 @@ def rank(
         raise error_of(failed[0].exit_code, failed[0].error)  # the embedded one is last
     begins_weak = [each.label for each in usable] == [EMBEDDED] and usable[0].weak
     if begins_weak and not (settings.backbones or setup.sources[EMBEDDED].weights):
-        emit("note", text=NOTHING_ELSE)
+        emit("note", text=BEGINS_WEAK)
     near = [each for each in usable if each.probe >= usable[0].probe - BEHIND]
     return replace(setup, sources=_keep_sources(setup, usable)), near
 

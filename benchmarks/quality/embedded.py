@@ -19,12 +19,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +31,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # trials side by side, one on eac
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # what all benchmarks share
 
 from embedded_table import IMAGENET, MINI, SCRATCH, best_rate, tables
+from lines import Row, measure_all, rows_of
 
 if TYPE_CHECKING:
     from embedded_arms import Given
@@ -48,8 +48,6 @@ STAGES = ("probe", "grid", "chosen")
 IMAGES, EPOCHS = 100, 15  # of a class; over all of them
 QUICK_IMAGES, QUICK_EPOCHS = 40, 16
 
-Row = dict[str, Any]
-
 
 def main() -> None:
     """Run what is missing, judge weights quickly, or write the tables."""
@@ -64,7 +62,7 @@ def main() -> None:
     elif options.table:
         from page import write_between
 
-        write_between(options.table, "quality", tables(_rows(options.results)))
+        write_between(options.table, "quality", tables(rows_of(options.results)))
     else:
         _run(options)
 
@@ -142,25 +140,15 @@ def _quick(options: argparse.Namespace) -> None:
 
 def _run(options: argparse.Namespace) -> None:
     """Measure what is missing, side by side, and append it."""
-    until = time.time() + 60 * options.minutes
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(options.jobs, maxtasksperchild=20) as pool:
-        for stage in STAGES:
-            specs = specs_of(stage, _rows(options.results), options)
-            tasks = [(options, spec) for spec in specs if options.only in spec["label"]]
-            for row in pool.imap_unordered(_guarded, tasks):
-                with options.results.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(row) + "\n")
-                what = {name: row[name] for name in ("label", "seconds", "error") if name in row}
-                sys.stderr.write(f"{what}\n")
-                if time.time() > until:
-                    pool.terminate()
-                    return
-
-
-def _rows(path: Path) -> list[Row]:
-    text = path.read_text("utf-8") if path.exists() else ""
-    return [json.loads(line) for line in text.splitlines()]
+    measure_all(
+        STAGES,
+        partial(specs_of, options=options),
+        partial(_measure, options),
+        options.results,
+        only=options.only,
+        jobs=options.jobs,
+        minutes=options.minutes,
+    )
 
 
 def specs_of(stage: str, rows: list[Row], options: argparse.Namespace) -> Iterator[Row]:
@@ -200,15 +188,11 @@ def _wanted(
         yield from [] if chosen is None else [(chosen, seed) for seed in SEEDS[1:]]
 
 
-def _guarded(task: tuple[argparse.Namespace, Row]) -> Row:
+def _measure(options: argparse.Namespace, spec: Row) -> Row:
     from embedded_arms import measure
 
-    options, spec = task
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            return spec | measure(_given(options, IMAGES, EPOCHS), spec, Path(folder))
-    except Exception as error:  # noqa: BLE001 - one trial must not end the others
-        return spec | {"error": f"{type(error).__name__}: {error}"}
+    with tempfile.TemporaryDirectory() as folder:
+        return measure(_given(options, IMAGES, EPOCHS), spec, Path(folder))
 
 
 if __name__ == "__main__":

@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterable
 from statistics import mean
 from typing import Any
 
+from lines import Row
+
 MINI, SCRATCH, IMAGENET = "autoft_mini", "scratch", "squeezenet1_0.in1k"
 ROLES = (MINI, SCRATCH, IMAGENET)
 NAMES = {SCRATCH: "the same, random", IMAGENET: IMAGENET}
 
-Row = dict[str, Any]
 Cell = tuple[str, str]  # data set and arm
 MEASURES = {"last": "probe, last", "stages": "probe, all", "tuned": "fine-tuned"}
 

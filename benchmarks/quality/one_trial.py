@@ -6,9 +6,9 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from lines import Row
 
 from autoft.network.sources import Source
 from autoft.search.finish import load_trial
@@ -18,8 +18,6 @@ from autoft.training.evaluate import evaluate
 from autoft.training.job import Images, Precision, Setup, TrialJob
 from autoft.training.trial import train_trial
 from autoft.values import TrialConfig, TrialResult
-
-Row = dict[str, Any]
 
 HOUR = 3600.0  # seconds: the longest that a trial may take
 

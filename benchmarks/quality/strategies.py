@@ -18,18 +18,18 @@ The second writes the tables and the plot, the third trains one strategy on all 
 from __future__ import annotations
 
 import argparse
-import json
-import multiprocessing
 import os
-import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # trials side by side, one on each core
+
+from lines import Row, measure_all, rows_of
+
 if TYPE_CHECKING:
     from autoft.values import TrialConfig
 
@@ -56,8 +56,6 @@ EPOCHS = {"flowers": 6, "hymenoptera": 8, "sign-digits": 6}
 BATCH = 16  # small parts of small data sets: steps are what is short
 BF16 = ("squeezenet1_0.in1k",)  # faster so, by timing, where the published figures were made
 
-Row = dict[str, Any]
-
 
 def main() -> None:
     """Run what is missing, or write the tables."""
@@ -79,33 +77,17 @@ def main() -> None:
     if options.table:
         from strategies_table import write
 
-        write(_rows(options.results), options.table, POINTS)
+        write(rows_of(options.results), options.table, POINTS)
         return
-    until = time.time() + 60 * options.minutes
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(options.jobs, maxtasksperchild=40) as pool:
-        for stage in options.stages.split(","):
-            specs = _specs(stage, _rows(options.results))
-            tasks = [(options, spec) for spec in specs if options.only in spec["label"]]
-            for row in pool.imap_unordered(_guarded, tasks):
-                with options.results.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(row) + "\n")
-                told = (
-                    stage,
-                    row["label"],
-                    row.get("test"),
-                    row.get("seconds"),
-                    row.get("error", ""),
-                )
-                sys.stderr.write(f"{told}\n")
-                if time.time() > until:
-                    pool.terminate()
-                    return
-
-
-def _rows(path: Path) -> list[Row]:
-    text = path.read_text("utf-8") if path.exists() else ""
-    return [json.loads(line) for line in text.splitlines()]
+    measure_all(
+        options.stages.split(","),
+        _specs,
+        partial(_train, options),
+        options.results,
+        only=options.only,
+        jobs=options.jobs,
+        minutes=options.minutes,
+    )
 
 
 def _specs(stage: str, rows: list[Row]) -> Iterator[Row]:
@@ -185,14 +167,6 @@ def _points(strategy: str) -> Iterator[dict[str, Any]]:
         if trial.number:  # the first of the sequence is drawn before its space is known
             yield answers
         study.tell(trial, 0.0)
-
-
-def _guarded(task: tuple[argparse.Namespace, Row]) -> Row:
-    options, spec = task
-    try:
-        return spec | _train(options, spec)
-    except Exception as error:  # noqa: BLE001 - one trial must not end the others
-        return spec | {"error": f"{type(error).__name__}: {error}"}
 
 
 def _train(options: argparse.Namespace, spec: Row) -> Row:

@@ -27,7 +27,7 @@ from typing import Any
 
 import timm
 import torch
-from precision import Times, run, stopwatch, train
+from precision import Times, middle, run, stopwatch, train
 from torch import Tensor, nn
 
 from autoft.backbones import mini
@@ -208,7 +208,7 @@ def table(told: dict[str, Any], found: list[Measured]) -> str:
     ]
     for each in found:
         cells = [each.size, each.threads, each.kind, each.format]
-        cells += [_speed(each.speeds[name]) for name in (MINI, OTHER)]
+        cells += [middle(each.speeds[name]) for name in (MINI, OTHER)]
         lines.append(f"| {' | '.join(map(str, cells))} | {each.ratio:.2f}x |")
     lines += ["", *_best(found), ""]
     lines.append(
@@ -238,10 +238,6 @@ def _best(found: list[Measured]) -> Iterator[str]:
             f"{best[MINI]:.0f} against {best[OTHER]:.0f}, "
             f"{best[MINI] / best[OTHER]:.2f}x"
         )
-
-
-def _speed(speeds: list[float]) -> str:
-    return f"{median(speeds):.0f} [{min(speeds):.0f}, {max(speeds):.0f}]"
 
 
 if __name__ == "__main__":

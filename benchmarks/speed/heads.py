@@ -20,12 +20,13 @@ import platform
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
+from precision import Times, middle, stopwatch
 from torch import Tensor, nn
 
 from autoft.heads import classifiers
@@ -38,14 +39,6 @@ SIZES = ((512, 10), (192, 10), (1024, 10), (512, 37), (512, 100))
 KINDS = ("linear", "norm_linear", "cosine", "mlp")
 IMAGES = 640
 BATCH = 64
-
-
-@dataclass
-class Times:
-    """Seconds of one way, a number a round."""
-
-    processor: list[float] = field(default_factory=list)
-    clock: list[float] = field(default_factory=list)
 
 
 @dataclass
@@ -157,10 +150,8 @@ def timed(
 ) -> list[nn.Module]:
     """Train copies of the heads, note how long it takes, and return them."""
     heads = copy.deepcopy(start)
-    clock, processor = time.perf_counter(), time.process_time()
-    train(heads)
-    times.processor.append(time.process_time() - processor)
-    times.clock.append(time.perf_counter() - clock)
+    with stopwatch(times, torch.device("cpu")):
+        train(heads)
     return heads
 
 
@@ -183,25 +174,20 @@ def heading(about: dict[str, Any]) -> str:
 def table(found: list[Compared]) -> str:
     """Return a Markdown table, a row for each size."""
     lines = [
-        "| F, C | alone, processor s | together, processor s | faster | by the clock | apart | "
+        "| F, C | alone, processor ms | together, processor ms | faster | by the clock | apart | "
         "size (s to choose) |",
         "|---|---|---|---|---|---|---|",
     ]
     for each in found:
         first, second = each.alone, each.together
         lines.append(
-            f"| {each.num_features}, {each.num_classes} | {middle(first.processor)} | "
-            f"{middle(second.processor)} | "
-            f"{median(first.processor) / median(second.processor):.1f}x | "
+            f"| {each.num_features}, {each.num_classes} | {middle(first.processors)} | "
+            f"{middle(second.processors)} | "
+            f"{median(first.processors) / median(second.processors):.1f}x | "
             f"{median(first.clock) / median(second.clock):.1f}x | {each.apart:.1e} | "
             f"{each.size} ({each.choosing:.2f}) |"
         )
     return "\n".join(lines)
-
-
-def middle(values: list[float]) -> str:
-    """Return the median and, in brackets, the least and the most."""
-    return f"{median(values):.2f} [{min(values):.2f}, {max(values):.2f}]"
 
 
 if __name__ == "__main__":

@@ -50,7 +50,13 @@ class Times:
 
     def __str__(self) -> str:
         """Return the median and, in brackets, the least and the most."""
-        return f"{median(self.clock):.0f} [{min(self.clock):.0f}, {max(self.clock):.0f}]"
+        return middle(self.clock)
+
+
+def middle(values: list[float], digits: int = 0) -> str:
+    """Return the median and, in brackets, the least and the most."""
+    told = (f"{value:.{digits}f}" for value in (median(values), min(values), max(values)))
+    return "{} [{}, {}]".format(*told)
 
 
 @dataclass

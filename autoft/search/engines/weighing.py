@@ -161,7 +161,7 @@ def pull(link: Link, source: Source, allowed: Collection[str]) -> Provided:
         return found
     if found.source.sha256.startswith(weights.sha256):
         return found
-    path = fetch(source.label, weights, link.progress, again=True)
+    path = fetch(source, weights, link.progress, again=True)
     fetched = replace(found.source, file=str(path), sha256=sha256_of(path))
     if not fetched.sha256.startswith(weights.sha256):
         raise MachineError(
