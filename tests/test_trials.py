@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from autoft import plugins
-from autoft.network.assemble import KINDS
 from autoft.network.build import build
+from autoft.network.rates import KINDS
 from autoft.network.sources import Source, in_folder
 from autoft.network.stages import kind_of_parameters, stage_of_modules, stage_of_parameters
 from autoft.network.strategy import bind

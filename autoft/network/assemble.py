@@ -6,15 +6,13 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from autoft.errors import PluginError
 from autoft.network.family import is_transformer
 from autoft.network.heads import build_head, features_of
 from autoft.network.parametrized import plain_name
 from autoft.network.pooling import Pooling
+from autoft.network.rates import check_rates, is_frozen
 from autoft.network.stages import kind_of_parameters, stage_of_modules, stage_of_parameters
 from autoft.values import Backbone, NormMode, Part, Rate, Rates
-
-KINDS = ("weights", "norms", "biases", "adapters")
 
 
 class Network(nn.Module):
@@ -121,31 +119,6 @@ def assemble(
     kind = "stages" if features_of(head) == "stages" else pool
     pooling = Pooling(backbone, kind, image_size)
     return Network(backbone, build_head(head, pooling.num_features, num_classes), pooling)
-
-
-def check_rates(rates: Sequence[Rate], num_stages: int) -> tuple[Rates, ...]:
-    """Return `rates` in full form, one per stage.
-
-    Raises:
-        PluginError: not one rate per stage, or a rate is negative or not finite.
-    """
-    if len(rates) != num_stages:
-        raise PluginError(
-            f"The strategy returned {len(rates)} rates for {num_stages} stages. Return one each."
-        )
-    full = tuple(r if isinstance(r, Rates) else Rates(r, r, r, r) for r in rates)
-    for index, each in enumerate(full):
-        values = [getattr(each, kind) for kind in KINDS]
-        if not all(0 <= value < float("inf") for value in values):
-            raise PluginError(
-                f"The strategy returned {each} for stage {index}. A rate is finite and at least 0."
-            )
-    return full
-
-
-def is_frozen(rates: Rates) -> bool:
-    """Tell whether nothing of a stage with these rates is trained."""
-    return not any(getattr(rates, kind) for kind in KINDS)
 
 
 def has_statistics(module: nn.Module) -> bool:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from autoft import plugins
 from autoft.errors import PluginError
-from autoft.network.assemble import check_rates, is_frozen
+from autoft.network.rates import check_rates, is_frozen, leading_frozen
 from autoft.space import check_choices, read_signature
 from autoft.values import Part, Rate, Rates
 
@@ -52,8 +52,20 @@ class BoundStrategy:
 
     def trains_backbone(self) -> bool:
         """Tell whether any stage is ever thawed, or has adapters that are trained."""
-        moments = (step / STEPS_LOOKED_AT for step in range(STEPS_LOOKED_AT))
-        return any(not is_frozen(rates) for at in moments for rates in self.rates(at))
+        return any(not is_frozen(rates) for at in _moments() for rates in self.rates(at))
+
+    def frozen_prefix(self) -> int:
+        """Return how many stages, from the first on, are frozen all the time.
+
+        None are for a strategy that decides by gradients, or that adds parameters.
+        """
+        if self.wants_gradients or self.adapter:
+            return 0
+        return min(leading_frozen(self.rates(at)) for at in _moments())
+
+
+def _moments() -> Iterator[float]:
+    return (step / STEPS_LOOKED_AT for step in range(STEPS_LOOKED_AT))
 
 
 def bind(part: Part, num_stages: int) -> BoundStrategy:

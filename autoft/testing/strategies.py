@@ -11,8 +11,8 @@ from torch import Tensor
 
 from autoft.errors import AutoftError, PluginError
 from autoft.network.adapters import adapt, merged_state
-from autoft.network.assemble import check_rates
 from autoft.network.parametrized import is_adapter
+from autoft.network.rates import check_rates
 from autoft.network.strategy import BoundStrategy, bind_function
 from autoft.space import Choice, Range, defaults, read_signature, searched
 from autoft.testing.samples import IMAGE_SIZE, samples

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from autoft.data.pixels.store import Store
 from autoft.errors import DataError
 from autoft.network.sources import Source
-from autoft.values import PROCEDURAL, Backbone, Preprocess, Status, TrialConfig
+from autoft.values import PROCEDURAL, Backbone, Preprocess, Status, TrialConfig, Value
 
 Rows = NDArray[np.int64]
 Labels = NDArray[np.int64]
@@ -98,13 +98,47 @@ class Setup:
 
 
 @dataclass(frozen=True)
+class Costs:
+    """What the stages of a backbone cost at one image size in its best format, as measured.
+
+    Place k = 0 ... S belongs to the cut after the first k of S stages. Seconds per image:
+    `prefix` is the forward pass of what lies before it, `tail` a step of training what follows,
+    `score` the forward pass of what follows. `bytes` cross for each image in fp16; 0 where there
+    is no such cut. `view` is what a processor takes for one augmented view of an image.
+    """
+
+    prefix: tuple[float, ...]
+    tail: tuple[float, ...]
+    score: tuple[float, ...]
+    bytes: tuple[int, ...]
+    view: float = 0.0
+
+
+Mode = Literal["rerun", "ram", "disk", "device"]
+"""Where what a frozen prefix gives is read from; "rerun": it is computed again in every step."""
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """How a trial comes by what its frozen prefix, the first `cut` stages, gives.
+
+    `views` is how many augmented views of each image its epochs take in turns (0: new ones in
+    every epoch, which cannot be kept).
+    """
+
+    mode: Mode = "rerun"
+    cut: int = 0
+    views: int = 0
+
+
+@dataclass(frozen=True)
 class Ranked:
     """What was measured of a backbone: probe scores, speed, and what it is; or why it cannot be.
 
     Speeds are images per second: forward in its best format, forward in fp32 on
     the CPU, and trained whole; `timings` has the last of every format that was tried. `uncut`
     says why a frozen prefix cannot be split off (empty: it can), `map_seen` whether there is a
-    map of several positions to pool.
+    map of several positions to pool. `costs` are those of its stages (None: not measured).
     """
 
     label: str
@@ -124,6 +158,7 @@ class Ranked:
     pretrained: bool = True
     source: str = ""
     license: str = ""
+    costs: Costs | None = None
     seconds: float = 0.0
     error: str = ""
     exit_code: int = 0
@@ -139,6 +174,9 @@ class TrialJob:
     """One trial to be trained for `epochs` epochs.
 
     `deadline` is the wall-clock time (seconds since 1970) at which the trial ends, wherever it is.
+    `costs` are those of its backbone, by which it chooses how its frozen prefix is shared unless
+    `sharing` says so. `head_start` are answers of the recipe, from the best head so far, for the
+    head that it begins with.
     """
 
     number: int
@@ -146,6 +184,9 @@ class TrialJob:
     epochs: int
     deadline: float
     precision: Precision = Precision()
+    costs: Costs | None = None
+    sharing: Sharing | None = None
+    head_start: Mapping[str, Value] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
