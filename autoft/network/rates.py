@@ -1,4 +1,4 @@
-"""The rates that a strategy returns: checked, in full form, and what they freeze; without torch."""
+"""The rates that a strategy returns: checked, in full form, and what they freeze; no torch."""
 
 from __future__ import annotations
 
