@@ -25,7 +25,7 @@ from autoft.data.cache.entries import (
 from autoft.data.cache.files import cache_root
 from autoft.data.cache.holding import hold, release
 from autoft.errors import MachineError, UsageError
-from autoft.training.features import remembered
+from autoft.training.kept import remembered
 
 
 @pytest.fixture(autouse=True)
@@ -427,9 +427,9 @@ def test_a_cache_that_cannot_be_written_is_a_machine_error(cache):
 
 
 def test_features_make_room_before_they_are_written(cache):
-    put("old", size=600, age=10)
+    put("old", size=900, age=10)
     rows = np.arange(3)
-    found = remembered("k", rows, lambda rows: iter([np.ones((len(rows), 2), np.float32)]))
+    found = remembered("k", rows, lambda rows: iter([{"k": np.ones((len(rows), 2), np.float32)}]))
     assert found.tolist() == [[1, 1]] * 3
     assert [entry.kind for entry in entries.entries()] == ["features"]
     assert sum(entry.bytes for entry in entries.entries()) <= 1000
@@ -441,7 +441,7 @@ def test_features_that_have_no_room_are_given_but_not_kept(cache):
 
     def compute(rows):
         asked.append(rows.tolist())
-        yield np.ones((len(rows), 2), np.float32)
+        yield {"k": np.ones((len(rows), 2), np.float32)}
 
     for _ in range(2):
         assert remembered("k", np.arange(3), compute).tolist() == [[1, 1]] * 3

@@ -7,7 +7,9 @@ arXiv 2201.03529).
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from typing import Final
 
 import torch
@@ -15,7 +17,7 @@ from torch import Tensor, nn
 
 from autoft.errors import PluginError, UsageError, did_you_mean
 from autoft.looking import evaluating, noise
-from autoft.network.taps import Taps, places, tap
+from autoft.network.taps import Taps, places, tap, tapping
 from autoft.values import Backbone
 
 POOLS: Final = ("native", "avgmax", "gem")
@@ -47,7 +49,10 @@ class Pooling(nn.Module):
         PluginError: the backbone shows no map that could be pooled.
     """
 
-    def __init__(self, backbone: Backbone, kind: str, image_size: int) -> None:
+    def __init__(
+        self, backbone: Backbone, kind: str, image_size: int, taps: Taps | None = None
+    ) -> None:
+        """Learn what is pooled; with `taps`, which fit the kind, no more are put on."""
         super().__init__()
         if kind not in KINDS:
             raise UsageError(
@@ -59,9 +64,9 @@ class Pooling(nn.Module):
         self.map_stage = len(backbone.stages) - 1
         self.unseen: tuple[int, ...] = ()
         self.p = nn.Parameter(torch.tensor(START)) if kind == "gem" else None
-        self._backbone = (backbone.module,)  # in a tuple, so that it is not registered
+        self._backbone = (backbone,)  # in a tuple, so that nothing of it is registered
         self._stages = tuple(map(tuple, backbone.stages))
-        self._taps = None if kind == "native" else tap(backbone, wants_map=kind != "stages")
+        self._taps = None if kind == "native" else taps or tap(backbone, wants_map=wants_map(kind))
         self._seen: tuple[int, ...] = ()
         self._final_apart = False
         if self._taps:
@@ -70,6 +75,11 @@ class Pooling(nn.Module):
     @property
     def backbone(self) -> nn.Module:
         """Return the backbone's module."""
+        return self._backbone[0].module
+
+    @property
+    def whole(self) -> Backbone:
+        """Return the backbone with its stages."""
         return self._backbone[0]
 
     @property
@@ -81,12 +91,24 @@ class Pooling(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map normalised images (N, 3, H, W) to features (N, num_features)."""
+        return self.after(lambda: self.backbone(images))
+
+    def after(self, run: Callable[[], Tensor]) -> Tensor:
+        """Return features (N, num_features) of a pass that `run` makes through the backbone.
+
+        It returns what the backbone returns, and may begin at a later stage, but before what is
+        pooled.
+        """
         if self._taps is None:
-            features: Tensor = self.backbone(images)
-            return features
+            return run()
         with self._taps.listening():
-            final = self.backbone(images)
-            return self._joined(self._taps, final) if self.kind == "stages" else self._pooled()
+            return self.seen(run())
+
+    def seen(self, final: Tensor) -> Tensor:
+        """Return features (N, num_features) of the pass that the taps have just seen."""
+        if self._taps is None:
+            return final
+        return self._joined(self._taps, final) if self.kind == "stages" else self._pooled()
 
     def _pooled(self) -> Tensor:
         """Pool the last map of the pass."""
@@ -133,6 +155,53 @@ class Pooling(nn.Module):
         last = taps.pooled.get(count - 1)
         self._final_apart = last is None or not _same(last, final.float())
         self.num_features = self._joined(taps, final).shape[1]
+
+
+@contextmanager
+def one_pass(backbone: Backbone, image_size: int, asked: Pooling) -> Iterator[Poolings]:
+    """Give what makes the features of every kind, and those of `asked`, in a single pass.
+
+    A kind that the backbone does not show is left out. What is put on the backbone for it is
+    taken off at the end of the block.
+    """
+    with ExitStack() as stack:
+        maps, ends = (stack.enter_context(tapping(backbone, wants_map=w)) for w in (True, False))
+        others = dict[str, Pooling]()
+        for kind in KINDS:
+            taps = maps if wants_map(kind) else ends
+            # What nobody asked for must not stand in the way of what was, whatever ails it.
+            with suppress(Exception):
+                others[kind] = Pooling(backbone, kind, image_size, taps)
+        yield Poolings(asked, tuple(others.values()), (maps, ends))
+
+
+@dataclass(frozen=True)
+class Poolings:
+    """Every kind of pooling over the same pass; `asked` sees it by taps of its own."""
+
+    asked: Pooling
+    others: tuple[Pooling, ...]
+    taps: tuple[Taps, ...]
+
+    def __call__(self, images: Tensor) -> dict[Hashable, Tensor]:
+        """Return features (N, F) of normalised images (N, 3, H, W) by `Pooling.identity`."""
+        made = dict[Hashable, Tensor]()
+
+        def run() -> Tensor:
+            final: Tensor = self.asked.backbone(images)
+            made.update({each.identity: each.seen(final) for each in self.others})
+            return final
+
+        with ExitStack() as stack:
+            for taps in self.taps:
+                stack.enter_context(taps.listening())
+            features = self.asked.after(run)
+        return {**made, self.asked.identity: features}
+
+
+def wants_map(kind: str) -> bool:
+    """Tell whether a kind pools the last map, and not the ends of stages."""
+    return kind != "stages"
 
 
 def generalised_mean(output: Tensor, p: Tensor, where: tuple[int, ...]) -> Tensor:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from autoft.network.stages import stage_of_modules, stage_of_parameters
 from autoft.values import Backbone
@@ -76,9 +77,25 @@ class _Hook:
 def tap(backbone: Backbone, *, wants_map: bool) -> Taps:
     """Put hooks on the stages of `backbone`: for the last map, or for the end of every stage."""
     taps = Taps(wants_map)
-    for stage, module in _watched(backbone):
-        module.register_forward_hook(_Hook(taps, stage))
+    _put_on(backbone, taps)
     return taps
+
+
+@contextmanager
+def tapping(backbone: Backbone, *, wants_map: bool) -> Iterator[Taps]:
+    """Put hooks on as `tap` does, and take them off at the end of the block."""
+    taps = Taps(wants_map)
+    handles = _put_on(backbone, taps)
+    try:
+        yield taps
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _put_on(backbone: Backbone, taps: Taps) -> list[RemovableHandle]:
+    watched = _watched(backbone)
+    return [module.register_forward_hook(_Hook(taps, stage)) for stage, module in watched]
 
 
 def _watched(backbone: Backbone) -> list[tuple[int | None, nn.Module]]:

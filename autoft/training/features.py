@@ -6,38 +6,34 @@ features, in this run and in later ones, whatever part of the data asks for them
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import io
-import os
 import re
-import zipfile
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Hashable, Iterator
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from autoft.data.cache.entries import NoRoom, make_room
-from autoft.data.cache.files import cache_root, write_bytes_atomic
 from autoft.data.views import evaluation_batches
 from autoft.errors import DataError
 from autoft.looking import evaluating, noise
 from autoft.network.build import build
-from autoft.network.pooling import Pooling
+from autoft.network.pooling import Pooling, one_pass
 from autoft.training.evaluate import EVALUATION_BATCH
 from autoft.training.job import Images, Precision, Rows, Setup
+from autoft.training.kept import Features as Features
+from autoft.training.kept import Kinds, Progress, remembered
 from autoft.training.measures import UnfitWeights
 from autoft.training.memory import MicroBatches
 from autoft.training.precision import autocast, place
 from autoft.values import Backbone, Preprocess
 
-Features = NDArray[np.float32]
-Progress = Callable[[int, int], None]
-VERSION = 4
-CHUNK = 64 * EVALUATION_BATCH  # images to a file: what a crash can cost
+Run = Callable[[Tensor], dict[Hashable, Tensor]]
+VERSION = 5
+# What kept features may differ by from fresh ones, as a share of the largest: on a CPU in fp32,
+# and in bf16 or on a GPU, where the batch decides how sums are made.
+CLOSELY, LOOSELY = 1e-3, 3e-2
 
 
 def built(setup: Setup, label: str, *, pretrained: bool = True) -> Backbone:
@@ -67,27 +63,73 @@ def pooled_features(  # noqa: PLR0913 - two are of use to some callers only
 ) -> Features:
     """Return features (N, num_features) of `part` in eval mode, from the cache where they are.
 
-    `module` is that of a backbone, or a `Pooling` of one. `network` is the fingerprint of the
-    backbone's module, where it is known.
+    `module` is that of a backbone, or a `Pooling` of one. Where features have to be computed for
+    a `Pooling`, the pass gives every kind of pooling, and all are kept: whoever asks for another
+    kind later finds it. `network` is the fingerprint of the backbone's module, where it is known.
+    Numbers are rounded to fp16, unless that does not hold them.
     """
-    device = torch.device(setup.device)
-    backbone = module.backbone if isinstance(module, Pooling) else module
-    identity = module.identity if isinstance(module, Pooling) else "native"
+    pool = module if isinstance(module, Pooling) else None
+    backbone = module if pool is None else pool.backbone
+    asked = "native" if pool is None else pool.identity
+    network = network or fingerprint(backbone, setup)
 
-    def compute(rows: Rows) -> Iterator[Features]:
+    def key_of(identity: Hashable) -> str:
+        return cache_key(network, setup, (identity, pre, precision.bf16, flip))
+
+    def passed(run: Run, rows: Rows) -> Iterator[Kinds]:
+        once = _Pass(run, precision, torch.device(setup.device))
         backbone.eval()
-        micro = MicroBatches()
         for images in evaluation_batches(setup.store, rows, pre, EVALUATION_BATCH, flip=flip):
-            with torch.inference_mode(), autocast(precision, device):
-                yield as_array(micro.outputs(on_device, images))
+            yield {key_of(identity): found for identity, found in once.features(images).items()}
 
-    def on_device(images: Tensor) -> Tensor:
-        features: Tensor = module(place(images, precision, device))
-        return features
+    def alone(images: Tensor) -> dict[Hashable, Tensor]:
+        return {asked: module(images)}
 
-    view = (identity, pre, precision.bf16, flip)
-    key = cache_key(network or fingerprint(backbone, setup), setup, view)
-    return remembered(key, part.rows, compute, progress)
+    def compute(rows: Rows) -> Iterator[Kinds]:
+        if pool is None or flip:  # nobody asks for mirrored images in several ways
+            yield from passed(alone, rows)
+            return
+        with one_pass(pool.whole, pre.image_size, pool) as every:
+            yield from passed(every, rows)
+
+    def agrees(rows: Rows, kept: Features) -> bool:
+        (fresh,) = (batch[key_of(asked)] for batch in passed(alone, rows))
+        loose = precision.bf16 or torch.device(setup.device).type != "cpu"
+        return _agree(kept, fresh, LOOSELY if loose else CLOSELY)
+
+    return remembered(key_of(asked), part.rows, compute, progress, agrees)
+
+
+class _Pass:
+    """Takes batches through a network that gives several kinds of features at once."""
+
+    def __init__(self, run: Run, precision: Precision, device: torch.device) -> None:
+        self._run = run
+        self._precision = precision
+        self._device = device
+        self._micro = MicroBatches()
+        self._widths: dict[Hashable, int] = {}
+
+    def features(self, images: Tensor) -> dict[Hashable, Features]:
+        """Return features (N, F) of images (N, 3, S, S) by their identity."""
+        with torch.inference_mode(), autocast(self._precision, self._device):
+            joined = as_array(self._micro.outputs(self._joined, images))
+        ends = np.cumsum(list(self._widths.values()))
+        parts = np.split(joined, ends[:-1], axis=1)
+        return dict(zip(self._widths, parts, strict=True))
+
+    def _joined(self, images: Tensor) -> Tensor:
+        made = self._run(place(images, self._precision, self._device))
+        self._widths = {identity: each.shape[1] for identity, each in made.items()}
+        return torch.cat([each.float() for each in made.values()], dim=1)
+
+
+def _agree(kept: Features, fresh: Features, tolerance: float) -> bool:
+    """Tell whether features (N, F) differ by less than a share of the largest."""
+    if kept.shape != fresh.shape:
+        return False
+    largest = np.abs(fresh[np.isfinite(fresh)]).max(initial=0.0)
+    return np.allclose(kept, fresh, rtol=0.0, atol=tolerance * largest, equal_nan=True)
 
 
 def as_array(features: Tensor) -> Features:
@@ -113,8 +155,12 @@ def fingerprint(module: nn.Module, setup: Setup) -> str:
     # inference_mode could leave tensors in the network that cannot be trained with.
     with evaluating(module), torch.no_grad(), exact:
         output = as_array(module(images))
-    parts = re.sub(r" at 0x[0-9a-f]+", "", repr(module))  # addresses differ in each process
-    return digest(weights_hash(module), parts, output.shape, _coarse(output))
+    return digest(weights_hash(module), parts_of(module), output.shape, _coarse(output))
+
+
+def parts_of(module: nn.Module) -> str:
+    """Return the parts of a network in words, without addresses, which differ in each process."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(module))
 
 
 def _coarse(output: Features) -> NDArray[np.float64]:
@@ -157,85 +203,3 @@ def digest(*parts: object) -> str:
         else:
             hashed.update(repr(part).encode())
     return hashed.hexdigest()[:32]
-
-
-def remembered(
-    key: str,
-    rows: Rows,
-    compute: Callable[[Rows], Iterator[Features]],
-    progress: Progress | None = None,
-) -> Features:
-    """Return the features (N, F) of `rows`: known ones from the cache, the others by `compute`.
-
-    `compute` yields features in the order of the rows that it is given. What is computed is kept
-    in files of `CHUNK` images, so that what is cut off is not lost.
-    """
-    table = _Table(rows)
-    table.read(key)
-    missing = table.missing()
-    done = len(rows) - len(missing)
-    for start in range(0, len(missing), CHUNK):
-        chunk, batches = missing[start : start + CHUNK], list[Features]()
-        for batch in compute(chunk):
-            batches.append(batch)
-            done += len(batch)
-            if progress:
-                progress(done, len(rows))
-        features: Features = np.concatenate(batches)
-        _write(_folder() / f"{key}-{digest(chunk)}.npz", chunk, features)
-        table.fill(chunk, features)
-    return table.features()
-
-
-class _Table:
-    """Features by row, filled bit by bit; holds each once, however many there are."""
-
-    def __init__(self, rows: Rows) -> None:
-        self._rows, self._places = np.unique(rows, return_inverse=True)
-        self._filled = np.zeros(len(self._rows), np.bool_)
-        self._features: Features = np.zeros((len(self._rows), 0), np.float32)
-
-    def read(self, key: str) -> None:
-        """Fill in what files of `key` hold."""
-        for path in sorted(_folder().glob(f"{key}-*.npz")):
-            if self._filled.all():
-                return
-            try:
-                with np.load(path, allow_pickle=False) as file:
-                    self.fill(file["rows"], file["features"])
-                os.utime(path)  # the cache drops first what was not used for longest
-            except (OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile):
-                continue  # damaged, or dropped meanwhile: it can be made again
-
-    def fill(self, rows: Rows, features: Features) -> None:
-        """Take in features (N, F) of `rows`; those not asked for are left out."""
-        if not self._filled.any():
-            self._features = np.zeros((len(self._rows), features.shape[1]), np.float32)
-        places = np.minimum(np.searchsorted(self._rows, rows), len(self._rows) - 1)
-        asked = self._rows[places] == rows
-        self._features[places[asked]] = features[asked]
-        self._filled[places[asked]] = True
-
-    def missing(self) -> Rows:
-        """Return the rows that are not filled in, ascending."""
-        return self._rows[~self._filled]
-
-    def features(self) -> Features:
-        """Return the features in the order in which the rows were asked for."""
-        if np.array_equal(self._places, np.arange(len(self._rows))):
-            return self._features
-        ordered: Features = self._features[self._places]
-        return ordered
-
-
-def _folder() -> Path:
-    return cache_root() / "features"
-
-
-def _write(path: Path, rows: Rows, features: Features) -> None:
-    buffer = io.BytesIO()
-    np.savez(buffer, rows=rows, features=features)
-    # Where there is no room they are computed again; a run does not fail for it.
-    with contextlib.suppress(NoRoom):
-        make_room(buffer.getbuffer().nbytes)
-        write_bytes_atomic(path, buffer.getvalue())

@@ -1,8 +1,9 @@
 """What the cache holds, who uses it, and what has to go when it grows too large.
 
-Only what lies below the four kinds is autoft's; whatever else is in the folder is left alone.
+Only what lies below the five kinds is autoft's; whatever else is in the folder is left alone.
 
-<root>/<kind>/<entry>              a folder or a file; kinds: pixels, scans, features, datasets
+<root>/<kind>/<entry>              a folder or a file; pixels, scans, features,
+                                   activations, datasets
 <root>/<kind>/.<entry>.used        its time is the entry's last use, its lock says by whom
 <root>/<kind>/.building-<id>       an entry in the making, held by its maker
 <root>/<kind>/.trash-<id>          an entry on its way out
@@ -27,7 +28,7 @@ from autoft.data.cache.files import cache_root, existing, machine_errors, partit
 from autoft.data.cache.holding import changed, claim, hold, release, use_of
 from autoft.errors import MachineError, UsageError, did_you_mean
 
-KINDS: Final = ("pixels", "datasets", "features", "scans")
+KINDS: Final = ("pixels", "datasets", "features", "activations", "scans")
 LIMIT: Final = "AUTOFT_CACHE_LIMIT"
 SHARE: Final = 0.2  # of the partition, at most MOST bytes, unless LIMIT says otherwise
 MOST: Final = 100_000_000_000
@@ -113,6 +114,18 @@ def publish(folder: Path, entry: Path, is_whole: Callable[[], bool]) -> None:
             if old := _rename_away(entry):
                 _delete(old)
         sync_folder(entry.parent)
+
+
+def discard(entry: Path) -> None:
+    """Take a damaged entry away, also from those who hold it: what they have open stays open.
+
+    Raises:
+        MachineError: the cache cannot be written.
+    """
+    with machine_errors(entry):
+        trash = _rename_away(entry)
+    if trash:
+        _delete(trash)
 
 
 def entries() -> list[Entry]:
