@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from autoft.data.augment import AUGMENTS, MIXES, mixed, random_views
-from autoft.data.pixels.decode import centre_crop
+from autoft.data.pixels.decode import Pixels, centre_crop
 from autoft.data.pixels.store import Store
 from autoft.errors import UsageError, did_you_mean
 from autoft.values import Preprocess
@@ -31,8 +31,9 @@ _Made = TypeVar("_Made")
 class Batch:
     """Images to train on, float32 (B, 3, S, S) in channels-last memory, and what they should be.
 
-    `targets` are shares of classes, float32 (B, C), each row of sum 1; `weights`, float32 (B,),
-    scale the loss of each image.
+    Where what a network makes of them is kept, `images` are that instead, (B, ...). `targets` are
+    shares of classes, float32 (B, C), each row of sum 1; `weights`, float32 (B,), scale the loss
+    of each image.
     """
 
     images: Tensor
@@ -64,6 +65,43 @@ def evaluation_batches(
     return _ahead(make, (rows[start : start + batch_size] for start in starts))
 
 
+def view_batches(
+    store: Store, rows: Rows, pre: Preprocess, augment: str, view: int, batch_size: int
+) -> Generator[Tensor, None, None]:
+    """Yield float32 (B, 3, S, S) of `rows` in order: an augmented view of each.
+
+    A view is a function of `augment`, its number and the image alone, whatever batch it is in: it
+    can be made anew, and what a network makes of it can be kept.
+
+    Raises:
+        UsageError: `augment` is unknown, or `pre.image_size` larger than the stored images.
+    """
+    _check("augmentation", augment, AUGMENTS)
+
+    def make(chosen: Rows) -> Tensor:
+        views = _views(store.read(chosen), chosen, pre, augment, view)
+        return _normalised(views, len(chosen), pre).permute(0, 3, 1, 2)
+
+    starts = range(0, len(rows), batch_size)
+    return _ahead(make, (rows[start : start + batch_size] for start in starts))
+
+
+def _views(
+    pixels: Pixels, rows: Rows, pre: Preprocess, augment: str, view: int
+) -> Generator[Tensor, None, None]:
+    """Yield `view` of each image of `pixels` (B, R, R, 3), which are those of `rows` (B,)."""
+    for place, row in enumerate(rows.tolist()):
+        rng = np.random.default_rng((view, row))
+        yield from random_views(
+            pixels[place : place + 1], pre.image_size, augment, rng, _fill(pre)
+        )
+
+
+def _fill(pre: Preprocess) -> list[float]:
+    """Return the colour of what an image leaves empty when it is moved: the mean of all."""
+    return [255 * value for value in pre.mean]
+
+
 def training_batches(  # noqa: PLR0913 (each is a choice that a trial makes by name)
     store: Store,
     rows: Rows,
@@ -77,6 +115,8 @@ def training_batches(  # noqa: PLR0913 (each is a choice that a trial makes by n
     batch_size: int,
     seed: int,
     epoch: int,
+    views: int = 0,
+    kept: Callable[[Rows], Tensor] | None = None,
 ) -> Generator[Batch, None, None]:
     """Yield one epoch of batches; `augment` and `mix` are explained in `autoft.data.augment`.
 
@@ -84,26 +124,36 @@ def training_batches(  # noqa: PLR0913 (each is a choice that a trial makes by n
     and augmentation are a function of `seed` and `epoch` alone. A last batch of one image is
     dropped: BatchNorm cannot train on it.
 
+    With `views` the images are those of `view_batches`, view `epoch` modulo `views`. `kept`
+    returns what is kept of the images of some rows, which is then given in their place.
+
     Raises:
         UsageError: `augment` or `mix` is unknown, or `pre.image_size` larger than the stored
             images.
     """
     _check("augmentation", augment, AUGMENTS)
     _check("mix", mix, MIXES)
+    if kept is not None and mix != "none":
+        raise ValueError(f"mix={mix!r} is of images, and there are none")
     order = np.random.default_rng((seed, epoch)).permutation(len(rows))
-    fill = [255 * value for value in pre.mean]
 
     def make(job: tuple[int, npt.NDArray[np.intp]]) -> Batch:
         number, chosen = job
         # Its own generator, so that a batch is the same whatever was made before it.
         rng = np.random.default_rng((seed, epoch, number))
+        targets = functional.one_hot(torch.from_numpy(labels[chosen]), num_classes).float()
+        scales = torch.from_numpy(weights[chosen])
+        if kept is not None:
+            return Batch(kept(rows[chosen]), targets, scales)
         pixels = store.read(rows[chosen])
-        views = random_views(pixels, pre.image_size, augment, rng, fill)
-        images = _normalised(views, len(chosen), pre)
-        targets = functional.one_hot(torch.from_numpy(labels[chosen]), num_classes)
-        images, shares, scales = mixed(
-            images, targets.to(torch.float32), torch.from_numpy(weights[chosen]), mix, rng
+        images = _normalised(
+            _views(pixels, rows[chosen], pre, augment, epoch % views)
+            if views
+            else random_views(pixels, pre.image_size, augment, rng, _fill(pre)),
+            len(chosen),
+            pre,
         )
+        images, shares, scales = mixed(images, targets, scales, mix, rng)
         return Batch(images.permute(0, 3, 1, 2), shares, scales)
 
     parts = (order[start : start + batch_size] for start in range(0, len(order), batch_size))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from autoft.data.views import evaluation_batches
 from autoft.network.assemble import Network
@@ -37,9 +37,11 @@ class Scored:
 
 @torch.inference_mode()
 def logits_of(
-    network: Network, batches: Iterable[Tensor], device: torch.device, precision: Precision
+    network: nn.Module, batches: Iterable[Tensor], device: torch.device, precision: Precision
 ) -> Logits:
     """Return logits (N, C) of normalised image batches (B, 3, S, S), in eval mode, fp32.
+
+    A network behind a cut is given what crosses it, (B, W), in their place.
 
     A batch that does not fit into the memory is taken in parts.
 

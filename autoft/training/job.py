@@ -123,12 +123,13 @@ class Sharing:
     """How a trial comes by what its frozen prefix, the first `cut` stages, gives.
 
     `views` is how many augmented views of each image its epochs take in turns (0: new ones in
-    every epoch, which cannot be kept).
+    every epoch, which cannot be kept). What is kept is fp16, or fp32 where it is to be `exact`.
     """
 
     mode: Mode = "rerun"
     cut: int = 0
     views: int = 0
+    exact: bool = False
 
 
 @dataclass(frozen=True)
@@ -193,7 +194,8 @@ class TrialJob:
 class Report:
     """The state of a trial after an epoch; the score is of the validation part.
 
-    `micro_batch` is how many images fitted into the memory at once (0: whole batches).
+    `micro_batch` is how many images fitted into the memory at once (0: whole batches). `note` is
+    what the user is to be told ("": nothing).
     """
 
     number: int
@@ -203,6 +205,7 @@ class Report:
     train_loss: float
     seconds: float
     micro_batch: int = 0
+    note: str = ""
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ PLAIN: Final = Precision()
 TIMED_BATCH: Final = {"cpu": 8, "cuda": 32}  # images
 LEAST_ROUNDS: Final = 3
 MOST_ROUNDS: Final = 7
+LOOK: Final = 0.3  # seconds
 SECONDS: Final = 3.0  # after which no further round begins
 HOPELESS: Final = 1.5  # times the time of the fastest: not worth another round
 MUST_WIN_BY: Final = 1.05  # in steps of training, against plain fp32
@@ -58,7 +59,12 @@ def autocast(precision: Precision, device: torch.device) -> AbstractContextManag
 
 
 def place(images: Tensor, precision: Precision, device: torch.device) -> Tensor:
-    """Move images (N, 3, H, W) to the device in the layout of `precision`."""
+    """Move images (N, 3, H, W) to the device in the layout of `precision`.
+
+    What is kept in their place, (N, W), has no layout.
+    """
+    if images.ndim != 4:
+        return images.to(device, non_blocking=True)
     return images.to(device, memory_format=memory_format(precision), non_blocking=True)
 
 
@@ -73,9 +79,22 @@ def name_of(precision: Precision) -> str:
 def fp32_per_second(module: nn.Module, image_size: int) -> float:
     """Return the images per second of the forward pass in fp32 on the CPU, where runs finish."""
     precision, cpu = Precision(channels_last=True), torch.device("cpu")
-    with _prepared(module.to(cpu)):
-        lane = _Lane(module, precision, _noise(TIMED_BATCH["cpu"], image_size, cpu))
+    with prepared(module.to(cpu)):
+        lane = _Lane(module, precision, noise_batch(TIMED_BATCH["cpu"], image_size, cpu))
         for _ in range(LEAST_ROUNDS + 1):
+            lane.forward()
+    return lane.forward_per_second
+
+
+def forward_per_second(
+    module: nn.Module, image_size: int, device: torch.device, precision: Precision
+) -> float:
+    """Return the images per second of the forward pass as a short look now has them."""
+    batch = TIMED_BATCH.get(device.type, 8)
+    began = time.perf_counter()
+    with prepared(module):
+        lane = _Lane(module, precision, noise_batch(batch, image_size, device))
+        while len(lane.forwards) < 2 or time.perf_counter() - began < LOOK:
             lane.forward()
     return lane.forward_per_second
 
@@ -93,7 +112,7 @@ def choose(
     buffers, modes and what is frozen. A compiled network is tried on CUDA only, and chosen where
     what it saves in a trial of `images_in_a_trial` is worth what compiling costs.
     """
-    with _prepared(module):
+    with prepared(module):
         lanes = _race(module, image_size, device, _candidates(device))
         best = _fastest(lanes)
         lanes += _compiled(module, best, images_in_a_trial)
@@ -178,7 +197,7 @@ def _race(
     """Return the lanes after their last round; a batch that does not fit is halved."""
     batch = TIMED_BATCH.get(device.type, 8)
     while True:
-        noise = _noise(batch, image_size, device)
+        noise = noise_batch(batch, image_size, device)
         lanes = [_Lane(module, precision, noise) for precision in candidates]
         try:
             return _run_rounds(lanes)
@@ -256,7 +275,7 @@ def _compiled(module: nn.Module, best: _Lane, images_in_a_trial: int) -> list[_L
 
 
 @contextmanager
-def _prepared(module: nn.Module) -> Iterator[None]:
+def prepared(module: nn.Module) -> Iterator[None]:
     """Have all of `module` trainable and in eval mode: no statistics move, nothing is drawn."""
     live = [(each, each.requires_grad) for each in module.parameters()]
     module.requires_grad_(True)
@@ -268,7 +287,8 @@ def _prepared(module: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(mode)
 
 
-def _noise(batch: int, image_size: int, device: torch.device) -> Tensor:
+def noise_batch(batch: int, image_size: int, device: torch.device) -> Tensor:
+    """Return noise (batch, 3, S, S) on the device, the same every time."""
     generator = torch.Generator().manual_seed(0)
     return torch.randn(batch, 3, image_size, image_size, generator=generator).to(device)
 

@@ -14,13 +14,15 @@ from torch import Tensor, nn
 
 from autoft.data.views import Batch, training_batches
 from autoft.training import checkpoint, recipe
+from autoft.training.activations import NoPlace, Read
 from autoft.training.average import Average
-from autoft.training.evaluate import evaluate
+from autoft.training.evaluate import Scored, evaluate, logits_of, score_logits
 from autoft.training.gradients import BATCHES, relative_norms
 from autoft.training.losses import Loss
 from autoft.training.memory import MicroBatches
 from autoft.training.optim import make_optimizer, set_learning_rates
 from autoft.training.precision import autocast, place
+from autoft.training.prefix import Shared, share
 from autoft.training.probe import NonFiniteLoss
 from autoft.training.sharpness import sharpness_aware
 from autoft.training.underway import Trial, after_epoch, fit_head
@@ -31,12 +33,18 @@ CLIP = 1.0
 
 @dataclass
 class Tuning:
-    """What training a backbone holds beside the trial; `anchor` is where its weights began."""
+    """What training a backbone holds beside the trial; `anchor` is where its weights began.
+
+    `shared` gives what the frozen stages make of the images (None: they run in every step), and
+    each epoch takes one of `views` views (0: new ones).
+    """
 
     trial: Trial
     optimizer: torch.optim.Optimizer
     loss: Loss
     anchor: dict[str, Tensor]
+    shared: Shared | None = None
+    views: int = 0
     micro: MicroBatches = field(default_factory=MicroBatches)
     average: Average | None = None
 
@@ -64,19 +72,31 @@ def tune(trial: Trial) -> Status:
 def _begin(trial: Trial) -> Tuning:
     """Return where the trial had come to, or the start: a fitted head on good features."""
     how, network = trial.recipe, trial.network
+    sharing, shared, why = share(trial)  # before an earlier state of the weights is restored
+    checkpoint.note_sharing(trial.folder, sharing, why)
     optimizer = make_optimizer(network, how)
     anchor = _anchor(trial) if how.l2sp and trial.pretrained else {}
     trial.state, averaged = checkpoint.load_last(trial.folder, network, optimizer)
     network.set_rates([1.0] * network.num_stages)  # whatever a plugin left frozen
     if trial.state.epoch == 0 and trial.pretrained and how.head_first:
-        fit_head(trial, replace(recipe.probing(), balance=how.balance, pool=how.pool))
-    tuning = Tuning(trial, optimizer, trial.loss(how), anchor)
+        fit_head(trial, _of_head(trial))
+    tuning = Tuning(trial, optimizer, trial.loss(how), anchor, shared, sharing.views)
     if how.ema:
         steps = trial.job.epochs * steps_per_epoch(len(trial.setup.train), how.batch_size)
         tuning.average = Average(network, steps)
         if averaged:
             tuning.average.load(averaged)
     return tuning
+
+
+def _of_head(trial: Trial) -> recipe.Recipe:
+    """Return how the head is fitted first: as the best head so far was."""
+    how = trial.recipe
+    return replace(
+        recipe.probing(**trial.job.head_start),  # type: ignore[arg-type]  # answers of this recipe
+        balance=how.balance,
+        pool=how.pool,
+    )
 
 
 def _anchor(trial: Trial) -> dict[str, Tensor]:
@@ -89,8 +109,29 @@ def _score(tuning: Tuning, train_loss: float) -> bool:
     trial, average = tuning.trial, tuning.average
     network, setup, job = trial.network, trial.setup, trial.job
     with average.in_place_of(network) if average else nullcontext():
-        scored = evaluate(network, setup, setup.validation, trial.pre, job.precision)
+        scored = _held_out(tuning) or evaluate(
+            network, setup, setup.validation, trial.pre, job.precision
+        )
         return after_epoch(trial, trial.state.epoch + 1, scored, train_loss)
+
+
+def _held_out(tuning: Tuning) -> Scored | None:
+    """Score what is kept of the validation images; None where nothing is."""
+    trial, shared = tuning.trial, tuning.shared
+    if shared is None:
+        return None
+    try:
+        logits = logits_of(shared.model, shared.held_out(), trial.device, trial.job.precision)
+    except NoPlace as error:
+        _give_up(tuning, error)
+        return None
+    return score_logits(trial.setup.metric, trial.setup.validation.labels, logits)
+
+
+def _give_up(tuning: Tuning, error: NoPlace) -> None:
+    """Go on without what was shared: the views stay, so that the numbers do."""
+    tuning.shared = None
+    tuning.trial.note = f"what its frozen stages give is not kept: {error}"
 
 
 def _epoch(tuning: Tuning) -> float | None:
@@ -100,7 +141,7 @@ def _epoch(tuning: Tuning) -> float | None:
     torch.manual_seed(seed * 1000 + epoch)  # dropout draws the same when a trial is resumed
     if trial.strategy.wants_gradients:
         _measure_gradients(tuning)
-    batches = _batches(trial)
+    batches = _batches(tuning)
     steps = steps_per_epoch(len(trial.setup.train), how.batch_size)
     total = torch.zeros((), device=trial.device)
     trial.network.train()
@@ -111,10 +152,13 @@ def _epoch(tuning: Tuning) -> float | None:
         progress = (epoch + step / steps) / trial.job.epochs
         total += _step(tuning, batch, progress)
     trial.micro_batch = tuning.micro.size
+    if tuning.shared and tuning.shared.note:
+        trial.note = tuning.shared.note
     return float(total) / steps
 
 
-def _batches(trial: Trial) -> Generator[Batch, None, None]:
+def _batches(tuning: Tuning) -> Generator[Batch, None, None]:
+    trial = tuning.trial
     part, how, setup = trial.setup.train, trial.recipe, trial.setup
     return training_batches(
         setup.store,
@@ -128,7 +172,20 @@ def _batches(trial: Trial) -> Generator[Batch, None, None]:
         batch_size=how.batch_size,
         seed=trial.job.config.seed,
         epoch=trial.state.epoch,
+        views=tuning.views,
+        kept=_kept(tuning),
     )
+
+
+def _kept(tuning: Tuning) -> Read | None:
+    """Return what reads what is kept for this epoch; None where nothing is."""
+    if tuning.shared is None:
+        return None
+    try:
+        return tuning.shared.train_rows(tuning.trial.state.epoch)
+    except NoPlace as error:
+        _give_up(tuning, error)
+        return None
 
 
 def steps_per_epoch(images: int, batch_size: int) -> int:
@@ -140,7 +197,7 @@ def steps_per_epoch(images: int, batch_size: int) -> int:
 def _measure_gradients(tuning: Tuning) -> None:
     """Tell the strategy how large gradients are, on the first batches of the epoch."""
     trial = tuning.trial
-    batches = _batches(trial)
+    batches = _batches(tuning)
     fills = (partial(_fill, tuning, batch) for batch in islice(batches, BATCHES))
     trial.gradient_norms = relative_norms(trial.network, fills)
     batches.close()
@@ -175,7 +232,8 @@ def _fill(tuning: Tuning, batch: Batch) -> Tensor:
 def _loss(tuning: Tuning, batch: Batch) -> Tensor:
     trial = tuning.trial
     with autocast(trial.job.precision, trial.device):
-        logits = trial.network(place(batch.images, trial.job.precision, trial.device))
+        model = tuning.shared.model if tuning.shared else trial.network
+        logits = model(place(batch.images, trial.job.precision, trial.device))
     targets, weights = batch.targets.to(trial.device), batch.weights.to(trial.device)
     return tuning.loss(logits.float(), targets, weights)
 

@@ -15,11 +15,11 @@ from autoft.network.strategy import BoundStrategy
 from autoft.training import checkpoint, probe
 from autoft.training.evaluate import Scored
 from autoft.training.features import Features, fingerprint, pooled_features
-from autoft.training.job import Images, Report, Reporter, Setup, TrialJob
+from autoft.training.job import Images, Outcome, Report, Reporter, Setup, TrialJob
 from autoft.training.losses import Loss, make_loss
 from autoft.training.probe import NonFiniteLoss
 from autoft.training.recipe import Recipe
-from autoft.values import Backbone, NormMode, Preprocess
+from autoft.values import Backbone, NormMode, Preprocess, Status
 
 
 @dataclass
@@ -28,7 +28,7 @@ class Trial:
 
     `fingerprint` is that of the backbone as it was built, "" until it is asked for;
     `gradient_norms` are what the strategy
-    asked to be told of the stages, measured last.
+    asked to be told of the stages, measured last; `note` is what the user is to be told of it.
     """
 
     setup: Setup
@@ -45,6 +45,7 @@ class Trial:
     began: float
     gradient_norms: tuple[float, ...] = ()
     micro_batch: int = 0
+    note: str = ""
 
     @property
     def device(self) -> torch.device:
@@ -68,12 +69,16 @@ class Trial:
         if rates != self.network.rates or mode != self.network.norm_mode:
             self.network.set_rates(rates, norm_mode=mode)
 
+    def backbone_as_built(self) -> str:
+        """Return the fingerprint of the backbone; asked first before anything of it is trained."""
+        self.fingerprint = self.fingerprint or fingerprint(self.network.backbone, self.setup)
+        return self.fingerprint
+
     def features(self, part: Images) -> Features:
         """Return what the head takes of the images of `part`, (N, F), from frozen weights."""
         pool, precision = self.network.pool, self.job.precision
-        self.fingerprint = self.fingerprint or fingerprint(self.network.backbone, self.setup)
         return pooled_features(
-            pool, self.setup, part, self.pre, precision, network=self.fingerprint
+            pool, self.setup, part, self.pre, precision, network=self.backbone_as_built()
         )
 
 
@@ -111,8 +116,10 @@ def fit_head(
     )
 
 
-def after_epoch(trial: Trial, epoch: int, scored: Scored, train_loss: float) -> bool:
-    """Record an epoch, keep its weights, and ask whether to go on.
+def after_epoch(
+    trial: Trial, epoch: int, scored: Scored, train_loss: float, *, keep: bool = True
+) -> bool:
+    """Record an epoch, keep its weights unless that is left to others, and ask whether to go on.
 
     The latest epoch counts, not the best: the schedule ends low, and picking the luckiest of many
     epochs on a small validation part is mostly picking noise.
@@ -122,7 +129,8 @@ def after_epoch(trial: Trial, epoch: int, scored: Scored, train_loss: float) -> 
     """
     if not scored.finite:
         raise NonFiniteLoss(f"non_finite_score after epoch {epoch} (score={scored.score})")
-    checkpoint.save_scored(trial.folder, trial.network)
+    if keep:
+        checkpoint.save_scored(trial.folder, trial.network)
     elapsed = time.monotonic() - trial.began
     trial.state = checkpoint.State(
         epoch=epoch,
@@ -139,7 +147,23 @@ def after_epoch(trial: Trial, epoch: int, scored: Scored, train_loss: float) -> 
         train_loss,
         trial.state.seconds,
         trial.micro_batch,
+        trial.note,
     )
     checkpoint.append_curve(trial.folder, report)
     wanted = trial.report(report)
     return epoch >= trial.job.epochs or (wanted and time.time() < trial.job.deadline)
+
+
+def outcome_of(trial: Trial, status: Status, error: str = "") -> Outcome:
+    """Return how a trial ended; one that finished no epoch has failed."""
+    state = trial.state
+    usable = status != "failed"
+    return Outcome(
+        number=trial.job.number,
+        status=status if state.scores else "failed",
+        scores=state.scores,
+        score=state.scores[-1] if usable and state.scores else None,
+        loss=state.loss if usable else None,
+        seconds=state.seconds + time.monotonic() - trial.began,
+        error=error or ("" if state.scores else "no epoch was finished before the deadline"),
+    )

@@ -1,0 +1,360 @@
+"""What a frozen prefix gives is kept, and training on it is training on the images."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from autoft.data.cache.files import cache_root
+from autoft.data.views import training_batches, view_batches
+from autoft.network.build import build
+from autoft.network.sources import Source, in_folder
+from autoft.search.finish import load_trial
+from autoft.search.images import read_data, setup_of
+from autoft.search.settings import Settings
+from autoft.training import activations, prefix
+from autoft.training.evaluate import evaluate
+from autoft.training.job import Precision, Setup, Sharing, TrialJob
+from autoft.training.trial import train_trial
+from autoft.values import Part, Preprocess, TrialConfig, TrialResult
+
+SMALL = ["test_resnet", "test_vit", "test_convnext", "test_efficientnet", "test_byobnet"]
+REAL = ["mobilenetv2_100.in1k", "mobilenetv1_100.in1k", "squeezenet1_0.in1k"]
+FAST = {"lr": 1e-3, "head_lr": 3e-3, "batch_size": 16}
+HALF = Part("freeze", {"depth": 0.5})
+
+
+@pytest.fixture(scope="module")
+def setup(photos, tmp_path_factory) -> Setup:
+    """Return a setup of generated photographs with small networks of five families."""
+    torch.set_num_threads(1)
+    sources = {name: Source(name, "timm", {"model": name}) for name in SMALL}
+    return of(photos, sources, tmp_path_factory.mktemp("run"))
+
+
+def of(photos, sources, folder) -> Setup:
+    settings = Settings(dataset=str(photos), image_size=64, metric="accuracy")
+    data = read_data(settings, lambda *_, **__: None)
+    return replace(setup_of(settings, folder, data, sources, "cpu"), threads=1)
+
+
+@pytest.fixture
+def fixed(monkeypatch) -> None:
+    """Make random weights count as pre-trained and be the same in every build."""
+
+    def seeded(source, *, pretrained=True, image_size=0):
+        torch.manual_seed(0)
+        return build(source, pretrained=False, image_size=image_size)
+
+    monkeypatch.setattr("autoft.training.trial.build", seeded)
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch) -> Path:
+    """Return the folder where activations are kept, empty."""
+    monkeypatch.setenv("AUTOFT_CACHE", str(tmp_path / "cache"))
+    return cache_root() / "activations"
+
+
+def go_on(report) -> bool:
+    return True
+
+
+def job(backbone, sharing, *, number=0, epochs=3, strategy=HALF, **given) -> TrialJob:
+    train = FAST | {"augment": "crop_flip"} | given
+    config = TrialConfig(Part(backbone), strategy, Part("linear"), train, seed=5)
+    return TrialJob(
+        number, config, epochs, time.time() + 300, Precision(channels_last=True), sharing=sharing
+    )
+
+
+def trained(setup, folder, work):
+    """Return how a trial ended in a run folder of its own, and the weights that were scored."""
+    setup = replace(setup, folder=folder)
+    outcome = train_trial(setup, work, go_on)
+    assert outcome.status == "done", outcome.error
+    place = folder / "trials" / f"{work.number:04d}"
+    return outcome, load_file(place / "scored.safetensors"), place
+
+
+def furthest(one, other) -> float:
+    assert one.keys() == other.keys()
+    return max(float((one[name] - other[name]).abs().max()) for name in one)
+
+
+def sharing_of(place: Path) -> dict:
+    return json.loads((place / "sharing.json").read_text())
+
+
+# --- views -------------------------------------------------------------------------------------
+
+
+PRE = Preprocess(48, 64, (0.5, 0.4, 0.3), (0.2, 0.2, 0.2), "bilinear")
+
+
+def test_a_view_of_an_image_is_the_same_in_every_batch(setup) -> None:
+    rows = setup.train.rows[:10]
+    together = torch.cat(list(view_batches(setup.store, rows, PRE, "strong", 3, 10)))
+    apart = torch.cat(list(view_batches(setup.store, rows[::-1].copy(), PRE, "strong", 3, 3)))
+    assert torch.equal(together, apart.flip(0))
+    other = torch.cat(list(view_batches(setup.store, rows, PRE, "strong", 4, 10)))
+    assert all(not torch.equal(a, b) for a, b in zip(together, other, strict=True))
+
+
+def test_epochs_take_the_views_in_turns(setup) -> None:
+    rows = setup.train.rows[:12]
+
+    def images(epoch: int) -> torch.Tensor:
+        batches = training_batches(
+            setup.store,
+            rows,
+            np.arange(12),
+            PRE,
+            num_classes=12,
+            weights=np.ones(12, np.float32),
+            augment="crop_flip",
+            mix="none",
+            batch_size=5,
+            seed=1,
+            epoch=epoch,
+            views=2,
+        )
+        every = list(batches)
+        order = torch.cat([each.targets.argmax(1) for each in every]).argsort()
+        return torch.cat([each.images for each in every])[order]
+
+    assert torch.equal(images(0), images(2))
+    assert torch.equal(images(1), images(3))
+    assert not torch.equal(images(0), images(1))
+
+
+# --- the same numbers --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", SMALL)
+@pytest.mark.parametrize("mode", ["disk", "ram"])
+def test_kept_in_fp32_the_scores_are_those_of_running_again(
+    setup, fixed, own_cache, tmp_path, model, mode
+) -> None:
+    depth = len(build(setup.sources[model], pretrained=False, image_size=64).stages) // 2
+    again = trained(setup, tmp_path / "a", job(model, Sharing("rerun", depth, 2)))
+    kept = trained(setup, tmp_path / "b", job(model, Sharing(mode, depth, 2, exact=True)))
+    assert sharing_of(kept[2])["why"] == ""
+    assert kept[0].scores == again[0].scores
+    assert kept[0].loss == pytest.approx(again[0].loss, rel=1e-4, abs=1e-5)
+    assert furthest(kept[1], again[1]) < 1e-4
+    assert own_cache.exists() == (mode == "disk")
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("label", REAL)
+def test_kept_activations_of_real_weights_give_the_same_trial(
+    shared_root, photos, own_cache, tmp_path, label
+) -> None:
+    setup = of(photos, in_folder(shared_root / "weights")[0], tmp_path)
+    setup = replace(setup, train=setup.train.take(np.arange(0, len(setup.train), 2)))
+    depth = bound_depth(setup, label)
+
+    def trial(folder, sharing):
+        return trained(setup, tmp_path / folder, job(label, sharing, epochs=2, lr=1e-4))
+
+    again = trial("a", Sharing("rerun", depth, 1))
+    exact = trial("b", Sharing("disk", depth, 1, exact=True))
+    half = trial("c", Sharing("disk", depth, 1))
+    assert exact[0].scores == again[0].scores
+    assert furthest(exact[1], again[1]) <= 1e-4
+    assert half[0].loss == pytest.approx(again[0].loss, rel=0.03, abs=2e-3)
+    assert half[0].score == pytest.approx(again[0].score, abs=0.05)
+
+
+def bound_depth(setup, label) -> int:
+    from autoft.network.strategy import bind
+
+    stages = build(setup.sources[label], pretrained=False, image_size=64).stages
+    return bind(HALF, len(stages)).frozen_prefix()
+
+
+@pytest.mark.parametrize(
+    "option", [{"pool": "gem"}, {"pool": "avgmax"}, {"sam": 0.05}, {"ema": True}]
+)
+def test_kept_with_this_option_the_scores_are_the_same(
+    setup, fixed, own_cache, tmp_path, option
+) -> None:
+    depth = bound_depth(setup, "test_resnet")
+    again = trained(
+        setup, tmp_path / "a", job("test_resnet", Sharing("rerun", depth, 1), **option)
+    )
+    how = Sharing("disk", depth, 1, exact=True)
+    kept = trained(setup, tmp_path / "b", job("test_resnet", how, **option))
+    assert sharing_of(kept[2])["why"] == ""
+    assert kept[0].scores == again[0].scores
+    assert furthest(kept[1], again[1]) < 1e-4
+
+
+def test_what_was_scored_is_what_the_whole_network_scores(
+    setup, fixed, own_cache, tmp_path
+) -> None:
+    depth = bound_depth(setup, "test_resnet")
+    work = job("test_resnet", Sharing("disk", depth, 2))
+    outcome, _, _ = trained(setup, tmp_path, work)
+    network, backbone = load_trial(
+        replace(setup, folder=tmp_path), TrialResult(0, work.config, "done")
+    )
+    pre = setup.preprocess(backbone)
+    scored = evaluate(network, setup, setup.validation, pre, Precision())
+    assert scored.score == outcome.score
+    assert scored.loss == pytest.approx(outcome.loss, rel=0.01, abs=1e-3)
+
+
+# --- sharing -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def computed(monkeypatch) -> list[int]:
+    """Return a list to which the number of images is added whenever a prefix runs over some."""
+    counts: list[int] = []
+    plain = prefix.Shared._computed
+
+    def counting(self, rows, view):
+        counts.append(len(rows))
+        return plain(self, rows, view)
+
+    monkeypatch.setattr(prefix.Shared, "_computed", counting)
+    return counts
+
+
+def test_a_prefix_runs_once_for_every_image_and_view_whatever_the_trials(
+    setup, fixed, own_cache, tmp_path, computed
+) -> None:
+    how = Sharing("disk", bound_depth(setup, "test_resnet"), 2)
+    trained(setup, tmp_path / "a", job("test_resnet", how, epochs=5))
+    assert sum(computed) == 2 * len(setup.train) + len(setup.validation)
+    computed.clear()
+    trained(setup, tmp_path / "b", job("test_resnet", how, epochs=5, lr=1e-4))
+    assert not computed
+    trained(setup, tmp_path / "c", job("test_resnet", how, epochs=1, augment="crop"))
+    assert sum(computed) == len(setup.train)  # other views; the validation images are known
+
+
+def test_a_trial_that_goes_on_keeps_its_views(setup, fixed, own_cache, tmp_path) -> None:
+    how = Sharing("disk", bound_depth(setup, "test_resnet"), 2)
+    whole = trained(setup, tmp_path / "a", job("test_resnet", how, epochs=4))
+
+    def crash_in_the_third(report) -> bool:
+        if report.epoch == 3:
+            raise KeyboardInterrupt
+        return True
+
+    cut_off = replace(setup, folder=tmp_path / "b")
+    with pytest.raises(KeyboardInterrupt):
+        train_trial(cut_off, job("test_resnet", how, epochs=4), crash_in_the_third)
+    goes_on = trained(setup, tmp_path / "b", job("test_resnet", None, epochs=4))
+    assert goes_on[0].scores == whole[0].scores
+    assert furthest(goes_on[1], whole[1]) == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [({"mix": "mixup"}, "mix"), ({"mix": "cutmix"}, "mix")],
+)
+def test_what_cannot_be_kept_is_run_again_and_told(
+    setup, fixed, own_cache, tmp_path, given, reason
+) -> None:
+    how = Sharing("disk", bound_depth(setup, "test_resnet"), 1)
+    _, _, place = trained(setup, tmp_path, job("test_resnet", how, **given))
+    told = sharing_of(place)
+    assert told["mode"] == "rerun"
+    assert reason in told["why"]
+    assert not own_cache.exists()
+
+
+def test_a_head_on_all_stages_runs_all_of_them(setup, fixed, own_cache, tmp_path) -> None:
+    how = Sharing("disk", bound_depth(setup, "test_resnet"), 1)
+    work = job("test_resnet", how)
+    work = replace(work, config=replace(work.config, head=Part("multilayer")))
+    _, _, place = trained(setup, tmp_path, work)
+    assert "all stages" in sharing_of(place)["why"]
+
+
+# --- faults ------------------------------------------------------------------------------------
+
+
+def files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")]
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    path.write_bytes(data)
+
+
+DAMAGE = {
+    "deleted": lambda folder: shutil.rmtree(folder),
+    "flipped": lambda folder: [flip(path) for path in files(folder)],
+    "truncated": lambda folder: [
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]) for path in files(folder)
+    ],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_activations_damaged_in_mid_run_are_computed_again(
+    setup, fixed, own_cache, tmp_path, damage
+) -> None:
+    how = Sharing("disk", bound_depth(setup, "test_resnet"), 2)
+    whole = trained(setup, tmp_path / "a", job("test_resnet", how, epochs=4))
+    shutil.rmtree(own_cache)
+
+    def breaks(report) -> bool:
+        if report.epoch == 2:
+            DAMAGE[damage](own_cache)
+        return True
+
+    work = job("test_resnet", how, epochs=4)
+    outcome = train_trial(replace(setup, folder=tmp_path / "b"), work, breaks)
+    assert outcome.scores == whole[0].scores
+    found = load_file(tmp_path / "b" / "trials" / "0000" / "scored.safetensors")
+    assert furthest(found, whole[1]) < 1e-5
+
+
+def test_without_room_in_the_cache_activations_stay_in_memory(
+    setup, fixed, own_cache, tmp_path, monkeypatch
+) -> None:
+    how = Sharing("disk", bound_depth(setup, "test_resnet"), 1)
+    whole = trained(setup, tmp_path / "a", job("test_resnet", how))
+    shutil.rmtree(own_cache)
+    monkeypatch.setenv("AUTOFT_CACHE_LIMIT", "1kB")
+    notes = []
+    work = job("test_resnet", how)
+    outcome = train_trial(
+        replace(setup, folder=tmp_path / "b"), work, lambda r: notes.append(r.note) or True
+    )
+    assert outcome.scores == whole[0].scores
+    assert "no room" in notes[-1]
+
+
+def test_without_room_anywhere_the_prefix_runs_again(
+    setup, fixed, own_cache, tmp_path, monkeypatch
+) -> None:
+    how = Sharing("disk", bound_depth(setup, "test_resnet"), 1)
+    whole = trained(setup, tmp_path / "a", job("test_resnet", how))
+    shutil.rmtree(own_cache)
+    monkeypatch.setenv("AUTOFT_CACHE_LIMIT", "1kB")
+    monkeypatch.setattr(activations, "SPARED", 1.0)
+    notes = []
+    outcome = train_trial(
+        replace(setup, folder=tmp_path / "b"),
+        job("test_resnet", how),
+        lambda r: notes.append(r.note) or True,
+    )
+    assert outcome.scores == pytest.approx(whole[0].scores, abs=0.05)
+    assert "not kept" in notes[-1]
