@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import nn
 
+from autoft.network.pooling import Pooling
 from autoft.network.sources import in_folder
 from autoft.search.images import read_data, setup_of
 from autoft.search.settings import Settings
-from autoft.training import precision, rank
+from autoft.training import precision, rank, speeds
 from autoft.training.job import Precision, Setup
 from autoft.training.precision import PLAIN, Timed, _Lane, _Span, choose, name_of
 
@@ -142,7 +143,8 @@ def test_a_second_data_set_does_not_time_again(setup, monkeypatch) -> None:
     def again(*_: object, **__: object) -> Timed:
         raise AssertionError("it was timed again")
 
-    monkeypatch.setattr(rank, "choose", again)
+    monkeypatch.setattr(speeds, "choose", again)
+    monkeypatch.setattr(speeds, "forward_per_second", lambda *_: first.images_per_second)
     fewer = replace(setup, train=setup.train.take(slice(0, 30)))
     second = rank.rank_backbone(fewer, name, lambda *_: None)
     assert second.error == ""
@@ -157,8 +159,8 @@ def test_ranking_leaves_the_statistics_of_the_network_as_they_were(setup, monkey
     seen: dict[str, torch.Tensor] = {}
     plain = rank.pooled_features
 
-    def watched(module: nn.Module, *arguments: object, **more: object) -> object:
-        seen.update({name: t.clone() for name, t in module.state_dict().items()})
+    def watched(module: Pooling, *arguments: object, **more: object) -> object:
+        seen.update({name: t.clone() for name, t in module.backbone.state_dict().items()})
         return plain(module, *arguments, **more)
 
     monkeypatch.setattr(rank, "pooled_features", watched)

@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 from autoft.cli import profile as command
 from autoft.cli.summary import regime_line
 from autoft.data.cache.files import cache_root
+from autoft.data.cache.holding import marker_of
 from autoft.errors import DataError
 from autoft.network.build import build
 from autoft.network.sources import Source, in_folder
@@ -35,12 +36,14 @@ from autoft.search.session import Session
 from autoft.search.settings import Settings
 from autoft.selection import explain
 from autoft.selection.regime import ADVICE, judge, likeness_of, regime_map
-from autoft.training import features, profile, rank
+from autoft.training import features, profile, rank, speeds
 from autoft.training.classify import cross_validate, divisions, logistic, nearest
-from autoft.training.features import pooled_features, remembered
+from autoft.training.features import pooled_features
 from autoft.training.job import Images, Precision, Ranked, Setup
+from autoft.training.kept import remembered
 from autoft.training.measures import Measured, OutOfFold, Sample, draw
 from autoft.training.profile import calibrate
+from autoft.training.rowstore import find_rows
 from autoft.values import Backbone
 
 RNG = np.random.default_rng(0)
@@ -303,15 +306,17 @@ def test_features_are_computed_once_an_image(cache) -> None:
 
     def compute(rows: np.ndarray):
         computed.extend(rows.tolist())
-        yield np.stack([rows, rows**2], axis=1).astype(np.float32)
+        yield dict.fromkeys(("k", "other"), np.stack([rows, rows**2], axis=1).astype(np.float32))
 
     assert remembered("k", np.array([3, 1]), compute)[:, 0].tolist() == [3, 1]
     assert remembered("k", np.array([1, 2, 3, 2]), compute).tolist() == [
         [1, 1], [2, 4], [3, 9], [2, 4],
     ]  # fmt: skip
     assert computed == [1, 3, 2]
-    remembered("other", np.array([1]), compute)
-    assert computed == [1, 3, 2, 1]
+    assert remembered("other", np.array([1]), compute).tolist() == [[1, 1]]
+    assert computed == [1, 3, 2]  # it came along
+    remembered("other", np.array([4]), compute)
+    assert computed == [1, 3, 2, 4]
 
 
 def test_damaged_features_are_computed_anew_and_used_ones_are_young(cache) -> None:
@@ -319,15 +324,17 @@ def test_damaged_features_are_computed_anew_and_used_ones_are_young(cache) -> No
 
     def compute(rows: np.ndarray):
         calls.append(len(rows))
-        yield rows[:, None].astype(np.float32)
+        yield {"k": rows[:, None].astype(np.float32)}
 
     rows = np.arange(4)
     remembered("k", rows, compute)
-    (file,) = (cache_root() / "features").glob("k-*.npz")
-    os.utime(file, (1, 1))
+    (entry,) = (cache_root() / "features").glob("k-*")
+    remembered("other", rows, lambda rows: iter([{"other": rows[:, None].astype(np.float32)}]))
+    find_rows("features", "other")  # lets go of the first
+    os.utime(marker_of(entry), (1, 1))
     remembered("k", rows, compute)
-    assert file.stat().st_mtime > 1000
-    file.write_bytes(file.read_bytes()[:-20])
+    assert marker_of(entry).stat().st_mtime > 1000
+    (entry / "values").write_bytes((entry / "values").read_bytes()[:-2])
     assert remembered("k", rows, compute)[:, 0].tolist() == [0, 1, 2, 3]
     assert calls == [4, 4]
 
@@ -372,8 +379,11 @@ def test_ranking_is_remembered_with_its_speeds(setup, cache, monkeypatch) -> Non
     assert first.error == ""
     assert first.probe > 0.6
     keeps = rank.mirroring_keeps_labels(setup, first)
-    for name in ("pooled_features", "choose", "fp32_per_second", "logistic"):
+    for name in ("pooled_features", "logistic"):
         monkeypatch.delattr(rank, name)
+    for name in ("choose", "fp32_per_second", "measure_costs"):
+        monkeypatch.delattr(speeds, name)
+    monkeypatch.setattr(speeds, "forward_per_second", lambda *_: first.images_per_second)
     again = rank.rank_backbone(setup, "test_resnet.fixed", quiet)
     assert replace(again, seconds=first.seconds) == first
     assert rank.mirroring_keeps_labels(setup, first) == keeps
@@ -416,11 +426,12 @@ def test_other_stages_are_measured_anew(setup, data, cache, monkeypatch) -> None
     assert not np.array_equal(*confidence)
 
 
-def test_a_ranking_is_known_for_a_day(setup, cache, monkeypatch) -> None:
-    rank.rank_backbone(setup, "test_resnet.fixed", quiet)
-    (file,) = (cache_root() / "features").glob("rank-*.json")
+def test_speeds_are_known_for_a_day(setup, cache, monkeypatch) -> None:
+    first = rank.rank_backbone(setup, "test_resnet.fixed", quiet)
+    (file,) = (cache_root() / "features").glob("speed-*.json")
     kept = json.loads(file.read_text())
-    monkeypatch.setattr(rank, "fp32_per_second", lambda *_: 12345.0)
+    monkeypatch.setattr(speeds, "fp32_per_second", lambda *_: 12345.0)
+    monkeypatch.setattr(speeds, "forward_per_second", lambda *_: first.images_per_second)
 
     def speed_after(seconds: float) -> float:
         file.write_text(json.dumps({**kept, "stored": kept["stored"] - seconds}))

@@ -82,7 +82,7 @@ SEARCH: Final = (
     Flag("offline", "", "Never use the network."),
     Flag("config", "FILE", "TOML file of settings; flags win over it."),
     Flag("export", "A,B", "Formats to export: onnx, torchscript, pt2.", "onnx,torchscript"),
-    Flag("dry_run", "", "Print the plan and stop."),
+    Flag("dry_run", "", "Say what there is and stop; `autoft plan` measures, too."),
 )
 SEED: Final = next(flag for flag in SEARCH if flag.name == "seed")
 RESUME: Final = tuple(flag for flag in SEARCH if flag.name in ("time", "trials"))

@@ -16,6 +16,7 @@ from autoft.cli import (
     doctor,
     export,
     leaderboard,
+    plan,
     plugins,
     predict,
     resume,
@@ -30,6 +31,7 @@ Start here:
 
   autoft search --dataset sample:digits --time 2m
   autoft data scan ./data
+  autoft plan --dataset ./data --time 15m
   autoft search --dataset ./data --time 15m --out runs/mine
   autoft leaderboard runs/mine
   autoft predict runs/mine photo.jpg
@@ -37,7 +39,7 @@ Start here:
 Exit codes: 0 ok, 1 bug, 2 usage, 3 data, 4 environment, 5 no usable trial, 130 interrupted."""
 
 app = typer.Typer(name="autoft", rich_markup_mode="rich", pretty_exceptions_enable=False)
-for module in (search, resume, leaderboard, predict, export):
+for module in (search, plan, resume, leaderboard, predict, export):
     app.command(epilog=module.EPILOG)(getattr(module, module.__name__.rpartition(".")[2]))
 for group in (data, weights, cache, plugins):
     app.add_typer(group.app, name=group.__name__.rpartition(".")[2])

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from autoft import plugins
+from autoft.errors import AutoftError
+from autoft.network.strategy import bind
+from autoft.training import plan
 from autoft.training.job import Outcome, Precision, Ranked, TrialJob
-from autoft.values import TrialConfig
+from autoft.training.plan import Room, Work
+from autoft.values import TrialConfig, Value
 
 HEAD_ROUNDS = 4  # how often a head-only trial is scored while it trains
 FIRST_SECONDS = 120.0  # that the first trial may take, however little time is left
@@ -18,6 +23,10 @@ FULL_SHARE = 0.25  # of the time for trials: what one full fine-tune may take ..
 FULL_EPOCHS = 3  # ... but that share may be doubled to reach so many epochs
 SCRATCH_SHARE = 0.5  # where all there is are random or weak weights: they want more epochs
 NOMINAL_BATCH = 32
+USUAL_AUGMENT = "crop_flip"  # where a configuration does not say
+DOUBTED = 3.0  # times too slow a backbone may be said to be, until one was trained
+START_SECONDS = 1.0  # to build a network and fit its head, before the first epoch
+NO_ROOM = Room(0, 0, 0, 1.0)
 
 
 @dataclass
@@ -25,7 +34,7 @@ class Budget:
     """What is left of the time and the number of trials; learns how long epochs really take.
 
     `deadline` is the wall-clock time (seconds since 1970) at which the last trial must have ended.
-    `ranked` has the best backbone first.
+    `ranked` has the best backbone first; `room` is where workers may keep what is shared.
     """
 
     deadline: float
@@ -33,11 +42,13 @@ class Budget:
     ranked: Mapping[str, Ranked]
     train_images: int
     validation_images: int
+    room: Room = NO_ROOM
     began: float = field(default_factory=time.time)
     _pace: float = 1.0
     _head_seconds: float = HEAD_SECONDS
     first: bool = True  # no trial has ended yet
     _planned: dict[str, int] = field(default_factory=dict)
+    _taught: bool = False  # by a trial that trained a backbone
 
     def left(self) -> float:
         """Return the seconds until the last trial must have ended."""
@@ -53,8 +64,14 @@ class Budget:
         """Return the number of epochs for `config`; 0 where it would not fit."""
         if not trains_backbone:
             return HEAD_ROUNDS if self.first or self.left() > self._head_seconds else 0
-        affordable = int(max(0.0, self.left()) / self._epoch_seconds(config))
-        return min(self._full_epochs(config), max(affordable, int(self.first)))
+        affordable = self._fitting(config, self.full_epochs(config.backbone.name))
+        return max(affordable, int(self.first or self._worth_a_try(config)))
+
+    def expected(self, config: TrialConfig, epochs: int, trains_backbone: bool) -> float:
+        """Return the seconds that a trial of so many epochs is expected to take."""
+        if not trains_backbone:
+            return self._head_seconds * epochs / HEAD_ROUNDS
+        return self._pace * self._measured(config, epochs)
 
     def job(
         self, number: int, config: TrialConfig, epochs: int, precision: Precision | None = None
@@ -67,33 +84,39 @@ class Budget:
         precision = precision or (ranked.precision if ranked else Precision())
         least = time.time() + FIRST_SECONDS if self.first else 0.0
         self.first = False
-        return TrialJob(number, config, epochs, max(self.deadline, least), precision)
+        costs = ranked.costs if ranked else None
+        deadline = max(self.deadline, least)
+        return TrialJob(number, config, epochs, deadline, precision, costs=costs)
 
     def learn(self, job: TrialJob, outcome: Outcome, trains_backbone: bool) -> None:
         """Correct the expectation by what a trial really took."""
-        if not outcome.scores or outcome.seconds <= 0:
+        if outcome.seconds <= 0:
             return
         if not trains_backbone:
-            self._head_seconds = 0.5 * self._head_seconds + 0.5 * outcome.seconds
+            if outcome.scores:
+                self._head_seconds = 0.5 * self._head_seconds + 0.5 * outcome.seconds
             return
-        expected = self._expected_epoch(job.config) * len(outcome.scores)
-        self._pace = 0.5 * self._pace + 0.5 * outcome.seconds / expected
+        epochs = max(1, len(outcome.scores))
+        pace = outcome.seconds / self._measured(job.config, epochs)
+        if not outcome.scores:  # cut off: the first epoch takes longer than this, if it says more
+            pace = max(pace, self._pace)
+        self._taught = self._taught or bool(outcome.scores) or pace > self._pace
+        self._pace = 0.5 * self._pace + 0.5 * pace
 
     def plan(self, backbone: str, epochs: int) -> None:
         """Remember the epochs of a full trial of `backbone` from an earlier command."""
         self._planned[backbone] = max(epochs, self._planned.get(backbone, 0))
 
-    def _full_epochs(self, config: TrialConfig) -> int:
+    def full_epochs(self, label: str) -> int:
         """Return the epochs of a full trial: per backbone always the same: rungs compare."""
-        label = config.backbone.name
         if label not in self._planned:
-            self._planned[label] = self._affordable_epochs(config)
+            self._planned[label] = self._affordable_epochs(label)
         return self._planned[label]
 
-    def _affordable_epochs(self, config: TrialConfig) -> int:
-        whole = self._expected_epoch(config, frozen=0.0) * self._pace
+    def _affordable_epochs(self, label: str) -> int:
+        whole = self._whole_epoch(self.ranked[label]) * self._pace
         time_for_trials = self.deadline - self.began
-        starts = next(iter(self.ranked.values())), self.ranked[config.backbone.name]
+        starts = next(iter(self.ranked.values())), self.ranked[label]
         knows_little = all(each.weak or not each.pretrained for each in starts)
         share = SCRATCH_SHARE if knows_little else FULL_SHARE
         affordable = int(share * time_for_trials / whole)
@@ -102,19 +125,67 @@ class Budget:
         most = max(MAX_EPOCHS, -(-MIN_STEPS // steps))
         return max(1, min(most, max(affordable, stretched)))
 
-    def _epoch_seconds(self, config: TrialConfig) -> float:
-        return self._expected_epoch(config) * self._pace
+    def _fitting(self, config: TrialConfig, most: int) -> int:
+        """Return how many of `most` epochs fit into what is left of the time."""
+        left = self.left()
+        fit = (n for n in range(most, 0, -1) if self.expected(config, n, True) <= left)
+        return next(fit, 0)
 
-    def _expected_epoch(self, config: TrialConfig, frozen: float | None = None) -> float:
-        """Return the seconds of one epoch by the measured speeds of its backbone.
+    def _worth_a_try(self, config: TrialConfig) -> bool:
+        """Tell whether one epoch might fit after all: no trial has said yet how long they take.
 
-        A frozen share f of the work costs a third: forward only, (1 + 2 (1 - f)) / 3 in all.
+        What was measured in a busy moment must not exclude all training.
+        """
+        return not self._taught and self.expected(config, 1, True) <= DOUBTED * self.left()
+
+    def _whole_epoch(self, ranked: Ranked) -> float:
+        """Return the measured seconds of an epoch of everything, augmented anew."""
+        if ranked.costs is not None:
+            return plan.predict(ranked.costs, 0, self.work({}, 1), self.room)["rerun"]
+        trained = self.train_images / ranked.trained_per_second
+        return trained + self.validation_images / ranked.images_per_second
+
+    def _measured(self, config: TrialConfig, epochs: int) -> float:
+        """Return the seconds of a trial by the measured speeds of its backbone.
+
+        Without costs of its stages a frozen share f of the work costs a third: forward only,
+        (1 + 2 (1 - f)) / 3 in all.
         """
         ranked = self.ranked[config.backbone.name]
-        share = frozen_share(config) if frozen is None else frozen
-        training = self.train_images / ranked.trained_per_second * (1 + 2 * (1 - share)) / 3
-        training *= 2 if config.train.get("sam") else 1
-        return training + self.validation_images / ranked.images_per_second
+        twice = 2 if config.train.get("sam") else 1
+        if ranked.costs is not None:
+            costs, cut = ranked.costs, frozen_stages(config, ranked.num_stages)
+            costs = replace(costs, tail=tuple(twice * each for each in costs.tail))
+            work = self.work(config.train, epochs)
+            return START_SECONDS + plan.seconds(costs, cut, work, self.room)
+        share = (1 + 2 * (1 - frozen_share(config))) / 3
+        training = twice * share * self.train_images / ranked.trained_per_second
+        return epochs * (training + self.validation_images / ranked.images_per_second)
+
+    def work(self, train: Mapping[str, Value], epochs: int) -> Work:
+        """Return what a trial with these answers of the recipe has to do."""
+        return Work(
+            self.train_images,
+            self.validation_images,
+            epochs,
+            int(train.get("batch_size", NOMINAL_BATCH)),
+            train.get("augment", USUAL_AUGMENT) != "none",
+            train.get("mix", "none") != "none",
+        )
+
+
+def frozen_stages(config: TrialConfig, num_stages: int) -> int:
+    """Return how many leading stages stay frozen; of a strategy of others, by its `depth`.
+
+    Only strategies that come with autoft are free of torch, and are called here.
+    """
+    strategy = config.strategy
+    try:
+        if plugins.find("strategy", strategy.name).builtin:
+            return min(bind(strategy, num_stages).frozen_prefix(), num_stages)
+    except AutoftError:
+        return 0  # one that is gone or broken: its trial says so
+    return min(round(frozen_share(config) * num_stages), max(0, num_stages - 1))
 
 
 def frozen_share(config: TrialConfig) -> float:

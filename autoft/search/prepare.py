@@ -29,6 +29,9 @@ from autoft.training.recipe import AUGMENTS, UPRIGHT
 
 EMBEDDED = "autoft_mini"  # comes with autoft
 BEHIND = 0.10  # a backbone whose probe is further behind the best is not searched
+FEW = 400  # images of each part, for a first look at several backbones
+FINALISTS = 2  # of them are looked at again, on all images
+UNSURE = 0.05  # by how much a first look may be wrong
 LONG = 3600.0  # seconds from which a larger tier pays
 BEGINS_WEAK = (
     f"The search starts from {EMBEDDED}, which comes with autoft and saw generated images alone; "
@@ -129,7 +132,8 @@ def rank(
 ) -> tuple[Setup, list[Ranked]]:
     """Measure the backbones; return the setup with those that can be used, best first.
 
-    After `seconds`, those that were not yet measured are left out, if one can be used.
+    Where there are several, a few images tell which of them are worth a pass over all. After
+    `seconds`, those that were not yet measured are left out, if one can be used.
 
     Raises:
         AutoftError: a backbone that was asked for by name cannot be used, or none can.
@@ -137,14 +141,17 @@ def rank(
     """
     emit("phase", name="rank", text=f"ranking {len(setup.sources)} backbones")
     measured: list[Ranked] = []
+    few = FEW if len(setup.sources) > 1 and len(setup.train) > 2 * FEW else 0
     until = time.monotonic() + seconds
     for label in setup.sources:
         if time.monotonic() > until and any(not each.error for each in measured):
             emit("note", text=f"No time to rank {label} and what follows: left out.")
             break
-        measured.append(_rank_one(label, setup, call, emit))
+        measured.append(_rank_one(label, setup, call, emit, few))
     failed = [each for each in measured if each.error]
     usable = sorted((each for each in measured if not each.error), key=_order)
+    if few:
+        usable = _looked_at_again(usable, setup, call, emit)
     if failed and (settings.backbones or not usable):
         raise error_of(failed[0].exit_code, failed[0].error)  # the embedded one is last
     begins_weak = [each.label for each in usable] == [EMBEDDED] and usable[0].weak
@@ -152,6 +159,23 @@ def rank(
         emit("note", text=BEGINS_WEAK)
     near = [each for each in usable if each.probe >= usable[0].probe - BEHIND]
     return replace(setup, sources=_keep_sources(setup, usable)), near
+
+
+def _looked_at_again(
+    usable: Sequence[Ranked], setup: Setup, call: Call, emit: Emit
+) -> list[Ranked]:
+    """Rank the best, and what may be as good, on all images; the others come after these.
+
+    Their features are needed anyway: heads are trained on them.
+    """
+    close = [
+        each
+        for place, each in enumerate(usable[:FINALISTS])
+        if place == 0 or each.probe >= usable[0].probe - UNSURE
+    ]
+    again = [_rank_one(each.label, setup, call, emit, 0) for each in close]
+    fine = sorted((each for each in again if not each.error), key=_order)
+    return [*fine, *(each for each in usable if each not in close)]
 
 
 def _keep_sources(setup: Setup, usable: Sequence[Ranked]) -> dict[str, Source]:
@@ -180,8 +204,8 @@ def known_sources(folder: RunFolder) -> dict[str, Source]:
     return {k: Source(**v) for k, v in (folder.read_json("sources.json") or {}).items()}
 
 
-def _rank_one(label: str, setup: Setup, call: Call, emit: Emit) -> Ranked:
-    ranked: Ranked = call(tasks.rank, setup, label)
+def _rank_one(label: str, setup: Setup, call: Call, emit: Emit, limit: int) -> Ranked:
+    ranked: Ranked = call(tasks.rank, setup, label, limit)
     emit(
         "backbone",
         name=label,

@@ -10,140 +10,144 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, fields
+from dataclasses import fields
 from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # has no types
-from torch import nn
 
 from autoft.errors import PluginError
 from autoft.network.assemble import has_statistics
-from autoft.network.cut import why_uncut
 from autoft.network.pooling import Pooling
 from autoft.training import metrics
 from autoft.training.classify import logistic, nearest
 from autoft.training.features import Features, built, fingerprint, pooled_features
-from autoft.training.job import Images, Precision, Ranked, Setup
+from autoft.training.job import Images, Ranked, Setup
 from autoft.training.measures import failure
-from autoft.training.precision import Timed, choose, fp32_per_second, memory_format
+from autoft.training.precision import memory_format
 from autoft.training.remember import identity, key_of, place_of, recall, remember
+from autoft.training.speeds import speeds_of
 from autoft.values import Backbone
 
 MAX_IMAGES = 5000
-LONG_TRIAL = 10  # epochs that a compiled network has to pay for itself
 FLIP_MAY_COST = 0.03
-KIND, MIRROR, SPEED, STRUCTURE, VERSION = "rank", "mirror", "speed", "structure", 6
-# Seconds. Speeds that were measured in a busy moment must not plan all searches to come.
-KNOWN_FOR = 24 * 3600.0
+KIND, MIRROR, STRUCTURE, VERSION = "rank", "mirror", "structure", 7
 
 Progress = Callable[[str, int, int], None]
 Division = tuple[NDArray[Any], NDArray[Any]]
 Predicted = tuple[NDArray[Any], NDArray[Any], NDArray[Any]]
 
 
-def rank_backbone(setup: Setup, label: str, progress: Progress) -> Ranked:
-    """Measure one backbone; one that cannot be built or run is returned with its reason.
+def rank_backbone(setup: Setup, label: str, progress: Progress, limit: int = MAX_IMAGES) -> Ranked:
+    """Measure one backbone on at most `limit` images of each part.
+
+    One that cannot be built or run is returned with its reason.
 
     Raises:
         DataError: the images cannot be read.
     """
     try:
-        return _measure(setup, label, progress)
+        return _measure(setup, label, progress, limit)
     except Exception as error:  # noqa: BLE001 - a network may fail in any way on these images
         text, exit_code = failure(label, error)
         return Ranked(label, error=text, exit_code=exit_code)
 
 
-def _measure(setup: Setup, label: str, progress: Progress) -> Ranked:
+def _measure(setup: Setup, label: str, progress: Progress, limit: int) -> Ranked:
     began = time.monotonic()
     source = setup.sources[label]
     backbone = built(setup, label)
-    device, module = torch.device(setup.device), backbone.module
-    pre = setup.preprocess(backbone)
+    module, pre = backbone.module, setup.preprocess(backbone)
     network = fingerprint(module, setup)
-    key = _key(setup, identity(network, source, backbone), pre)
-    if (known := recall(KIND, key, KNOWN_FOR)) is not None:
-        now = {"label": label, "seconds": time.monotonic() - began}
-        return Ranked(**{**known, **now, "precision": Precision(**known["precision"])})
-    cpu_per_second = fp32_per_second(module, setup.image_size)
-    timed = _timed(module.to(device), setup, network)
-    precision = timed.precision
-    images, divisions = pool(setup)
+    measured = _timed(setup, backbone, label)
+    # Features in another number format are others.
+    who = identity(network, source, backbone)
+    key = _key(setup, who, pre, measured["precision"].bf16, limit)
+    if (known := recall(KIND, key)) is not None:
+        return Ranked(**{**known, **measured, "seconds": time.monotonic() - began})
+    images, divisions = pool(setup, limit)
     told = partial(progress, f"{label}: images")
+    native = Pooling(backbone, "native", setup.image_size)
     features = pooled_features(
-        module, setup, images, pre, precision, network=network, progress=told
+        native, setup, images, pre, measured["precision"], network=network, progress=told
     )
     labels, probed, near = _predict(features, images, divisions)
-    ranked = Ranked(
-        label=label,
-        probe=metrics.score(setup.metric, labels, probed),
-        balanced_probe=metrics.score("balanced_accuracy", labels, probed),
-        balanced_knn=metrics.score("balanced_accuracy", labels, near),
-        precision=precision,
-        images_per_second=timed.images_per_second,
-        fp32_images_per_second=cpu_per_second,
-        trained_per_second=timed.trained_per_second,
-        timings=timed.timings,
-        num_stages=len(backbone.stages),
-        parameters=sum(parameter.numel() for parameter in module.parameters()),
-        batch_norms=sum(map(has_statistics, module.modules())),
-        **_structure(backbone, setup, network),
-        pretrained=source.pretrained,
-        source=backbone.source,
-        license=backbone.license,
-        seconds=time.monotonic() - began,
-    )
-    remember(KIND, key, asdict(ranked))
-    return ranked
+    found: dict[str, Any] = {
+        "probe": metrics.score(setup.metric, labels, probed),
+        "balanced_probe": metrics.score("balanced_accuracy", labels, probed),
+        "balanced_knn": metrics.score("balanced_accuracy", labels, near),
+        **_made_of(backbone),
+        "map_seen": _shows_map(backbone, setup, network),
+        "pretrained": source.pretrained,
+        "source": backbone.source,
+        "license": backbone.license,
+    }
+    remember(KIND, key, found)
+    return Ranked(**{**found, **measured, "seconds": time.monotonic() - began})
 
 
-def _structure(backbone: Backbone, setup: Setup, network: str) -> dict[str, Any]:
-    """Return what can be done with the backbone at this size, found once for all data sets."""
+def speed_of(setup: Setup, label: str) -> Ranked:
+    """Measure how fast a backbone is, and nothing of what it knows."""
+    try:
+        backbone = built(setup, label)
+        return Ranked(
+            **_timed(setup, backbone, label),
+            **_made_of(backbone),
+            pretrained=setup.sources[label].pretrained,
+            source=backbone.source,
+            license=backbone.license,
+        )
+    except Exception as error:  # noqa: BLE001 - a network may fail in any way on these images
+        text, exit_code = failure(label, error)
+        return Ranked(label, error=text, exit_code=exit_code)
+
+
+def _timed(setup: Setup, backbone: Backbone, label: str) -> dict[str, Any]:
+    """Return what is told of the speed of a backbone, which is in its best format then."""
+    speeds = speeds_of(setup, backbone)
+    return {
+        "label": label,
+        "precision": speeds.timed.precision,
+        "images_per_second": speeds.timed.images_per_second,
+        "fp32_images_per_second": speeds.fp32_images_per_second,
+        "trained_per_second": speeds.timed.trained_per_second,
+        "timings": speeds.timed.timings,
+        "uncut": speeds.uncut,
+        "costs": speeds.costs,
+    }
+
+
+def _made_of(backbone: Backbone) -> dict[str, Any]:
+    module = backbone.module
+    return {
+        "num_stages": len(backbone.stages),
+        "parameters": sum(parameter.numel() for parameter in module.parameters()),
+        "batch_norms": sum(map(has_statistics, module.modules())),
+    }
+
+
+def _shows_map(backbone: Backbone, setup: Setup, network: str) -> bool:
+    """Tell whether the backbone has a map that a head can be given pooled in another way."""
     key = place_of(setup, VERSION, network)
     if (known := recall(STRUCTURE, key)) is None:
-        size = setup.image_size
-        known = {"map_seen": _shows_map(backbone, size), "uncut": why_uncut(backbone, size)}
+        known = {"map_seen": True}
+        try:
+            Pooling(backbone, "avgmax", setup.image_size)
+        except PluginError:
+            known = {"map_seen": False}
         remember(STRUCTURE, key, known)
-    return known
+    return bool(known["map_seen"])
 
 
-def _shows_map(backbone: Backbone, image_size: int) -> bool:
-    """Tell whether the backbone has a map that a head can be given pooled in another way."""
-    try:
-        Pooling(backbone, "avgmax", image_size)
-    except PluginError:
-        return False
-    return True
-
-
-def _timed(module: nn.Module, setup: Setup, network: str) -> Timed:
-    """Return how fast `module` is in which format; known of another data set, it is not timed.
-
-    `module` is on its device, and in that format afterwards.
-    """
-    device = torch.device(setup.device)
-    trial = LONG_TRIAL * len(setup.train) if device.type == "cuda" else 0
-    key = place_of(setup, VERSION, network, trial.bit_length())
-    if (known := recall(SPEED, key, KNOWN_FOR)) is not None:
-        timed = Timed(**{**known, "precision": Precision(**known["precision"])})
-        module.to(memory_format=memory_format(timed.precision))
-        return timed
-    timed = choose(module, setup.image_size, device, images_in_a_trial=trial)
-    remember(SPEED, key, asdict(timed))
-    return timed
-
-
-def pool(setup: Setup) -> tuple[Images, list[Division]]:
+def pool(setup: Setup, limit: int = MAX_IMAGES) -> tuple[Images, list[Division]]:
     """Return the images that backbones are ranked on, and which of them are learnt and asked.
 
     A hold-out divides them once; k folds divide the training and validation images k times, so
-    that each is asked for once. At most `MAX_IMAGES` are drawn from each part.
+    that each is asked for once. At most `limit` are drawn from each part.
     """
-    train, held = subsample(setup.train), subsample(setup.validation)
+    train, held = subsample(setup.train, limit), subsample(setup.validation, limit)
     both = Images(
         *(
             np.concatenate([getattr(train, column.name), getattr(held, column.name)])
@@ -200,7 +204,7 @@ def mirroring_keeps_labels(setup: Setup, ranked: Ranked) -> bool:
 
 
 def subsample(part: Images, limit: int = MAX_IMAGES) -> Images:
-    """Return at most `limit` images of `part`, drawn evenly over it."""
+    """Return at most `limit` images of `part`, drawn evenly over it; fewer are among more."""
     if len(part) <= limit:
         return part
     return part.take(np.sort(np.random.default_rng(0).permutation(len(part))[:limit]))

@@ -1,0 +1,303 @@
+"""What a search will do and what it costs, before anything is paid but reading the images.
+
+Backbones are timed, with their weights or, where these are not here, with random ones: nothing is
+fetched and nothing is trained. What was decoded and timed is kept for the search to come.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from autoft.data.splits.split import TEST
+from autoft.errors import UsageError
+from autoft.network.sources import Source
+from autoft.search import images, prepare
+from autoft.search.budget import Budget, frozen_stages
+from autoft.search.configs import Space, read_fixed
+from autoft.search.engines import tasks, weighing
+from autoft.search.engines.tasks import Begun
+from autoft.search.engines.weighing import Listed
+from autoft.search.engines.worker import Worker
+from autoft.search.events import Listener
+from autoft.search.folder import RunFolder
+from autoft.search.images import Data
+from autoft.search.portfolio import portfolio, usual_of
+from autoft.search.run import LEAST_SHARE as LEAST_SHARE_OF_TIME
+from autoft.search.run import RANKING_SHARE, finish_seconds, what_there_is
+from autoft.search.sampling import SHARE
+from autoft.search.session import Session, a_worker
+from autoft.search.settings import Settings
+from autoft.search.stop import listen_for_stop
+from autoft.selection.regime import judge
+from autoft.training.job import Costs, Ranked, Setup
+from autoft.training.plan import LEAST_SHARE, Room, Work, bytes_kept, choose, predict
+from autoft.values import TrialConfig
+
+BATCH = 32
+FP32 = 4  # bytes of a parameter in a file of weights
+RANK = "One pass over the images for each backbone: probes decide which is best."
+REGIME = f"At most {SHARE:.0%} of the time says what the images are like."
+FINISH = "Exports, their proof, and one reading of the test part."
+GOES_ON = 0.55  # of a trial is trained on the average: two of three stop at a rung
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A backbone: whether its weights are here, the bytes to fetch, and its speed here.
+
+    The bytes of weights that are not here are those of its parameters in fp32.
+    """
+
+    label: str
+    weights: str
+    download: int
+    measured: Ranked
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of the search: about how many trials, seconds, and bytes kept; and why."""
+
+    name: str
+    trials: int
+    seconds: float
+    bytes: int
+    why: str
+
+
+@dataclass(frozen=True)
+class Way:
+    """How trials that freeze the first `frozen` stages come by what these give, and why.
+
+    `share` of the forward pass lies before the cut; `seconds` and `again` are those of a whole
+    trial in the chosen way and computing again.
+    """
+
+    frozen: int
+    share: float
+    bytes: int
+    mode: str
+    views: int
+    seconds: float
+    again: float
+    why: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that can be said of a search before it is made."""
+
+    there: tuple[str, ...]
+    notes: tuple[str, ...]
+    candidates: tuple[Candidate, ...]
+    epochs: int
+    phases: tuple[Phase, ...]
+    ways: tuple[Way, ...]
+    room: Room
+
+
+def make_plan(settings: Settings, listen: Listener) -> Plan:
+    """Read the images, time the backbones and say what a search would do; trains nothing.
+
+    Raises:
+        AutoftError: what the search itself would refuse at once.
+    """
+    began = time.monotonic()
+    notes: list[str] = []
+
+    def heard(event: Any) -> None:
+        if event.kind == "note":
+            notes.append(str(event.data["text"]))
+        listen(event)
+
+    with listen_for_stop() as stop, tempfile.TemporaryDirectory() as folder:
+        session = Session(settings, RunFolder(Path(folder)), heard, stop, began)
+        with prepare.network(allowed=False), a_worker() as worker:
+            return _plan(session, worker, notes)
+
+
+def _plan(session: Session, worker: Worker, notes: Sequence[str]) -> Plan:
+    settings = session.settings
+    local, left_out = prepare.local_sources(settings)
+    asked = prepare.asked_sources(settings, local)
+    size = settings.image_size or 0
+    worker.send(tasks.begin, settings.device, prepare.names(settings), tuple(asked.values()), size)
+    data = images.read_data(settings, session.emit)
+    try:
+        begun: Begun = session.wait(worker)
+    except UsageError as error:
+        raise prepare.with_hint(error, settings, local) from error
+    for reason in (*begun.described.broken, *left_out):
+        session.emit("note", text=f"Left out: {reason}")
+    device = begun.devices[0]
+    sources = asked or prepare.default_sources(settings, local, begun.described, device)
+    setup = images.setup_of(settings, session.folder.path, data, sources, device)
+
+    def call(task: Any, *arguments: Any) -> Any:
+        return session.call(worker, task, *arguments)
+
+    candidates = _candidates(session, setup, call)
+    room: Room = call(tasks.room, device)
+    fixed = read_fixed(begun.described.space, settings.fix)
+    space = replace(begun.described.space, fixed=fixed)
+    epochs, phases, ways = _costed(settings, setup, data, space, candidates, room)
+    there = tuple(what_there_is(settings, data))
+    return Plan(there, tuple(notes), candidates, epochs, phases, ways, room)
+
+
+def _candidates(session: Session, setup: Setup, call: Callable[..., Any]) -> tuple[Candidate, ...]:
+    """Time every backbone; one that cannot be built is left out, or an error where all are."""
+    found, failed = list[Candidate](), list[Ranked]()
+    session.emit("phase", name="rank", text=f"timing {len(setup.sources)} backbones")
+    for label, source in setup.sources.items():
+        (listed,) = call(weighing.listing, (source,), False)
+        timed = replace(setup, sources={label: _as_it_is_here(source, listed)})
+        measured: Ranked = call(tasks.measure_speeds, timed, label)
+        if measured.error:
+            failed.append(measured)
+            session.emit("note", text=f"Left out: {measured.error}")
+            continue
+        fetched = FP32 * measured.parameters if listed.state == "missing" else 0
+        found.append(Candidate(label, listed.state, fetched, measured))
+    if failed and (session.settings.backbones or not found):
+        raise prepare.error_of(failed[0].exit_code, failed[0].error)
+    return tuple(found)
+
+
+def _as_it_is_here(source: Source, listed: Listed) -> Source:
+    return source if listed.state == "here" else replace(source, pretrained=False)
+
+
+def _costed(
+    settings: Settings,
+    setup: Setup,
+    data: Data,
+    space: Space,
+    candidates: Sequence[Candidate],
+    room: Room,
+) -> tuple[int, tuple[Phase, ...], tuple[Way, ...]]:
+    """Return the epochs of a full trial, the phases, and how every cut is shared."""
+    # Which is best is known when they are ranked: the search is planned with the first.
+    ranked = [replace(each.measured, pretrained=True) for each in candidates]
+    best = ranked[0]
+    ranking = _ranking(settings, setup, ranked)
+    finish = finish_seconds(settings, setup, data, ranked)
+    regime = SHARE * settings.time
+    left = max(0.0, settings.time - ranking - regime)
+    trials = max(left - finish, LEAST_SHARE_OF_TIME * left)
+    finish = left - trials
+    budget = Budget(
+        deadline=time.time() + trials,
+        max_trials=settings.trials,
+        ranked={each.label: each for each in ranked},
+        train_images=len(setup.train),
+        validation_images=len(setup.validation),
+        room=room,
+    )
+    epochs = budget.full_epochs(best.label)
+    space = replace(space, backbones=tuple(each.label for each in ranked), usual=usual_of(ranked))
+    labels = data.catalog.labels[data.split.fold != TEST]
+    prior = portfolio(space, judge(labels, None, (), weights=True, weak=best.weak), ranked)
+    configs = (space.default(answers, seed=0) for answers in prior)
+    shared = _phases(budget, space, configs, trials, settings.trials, room)
+    phases = (
+        Phase(
+            "rank",
+            0,
+            ranking,
+            _features(setup, ranked),
+            RANK,
+        ),
+        Phase(
+            "regime",
+            0,
+            regime,
+            0,
+            REGIME,
+        ),
+        *shared,
+        Phase("finish", 0, finish, 0, FINISH),
+    )
+    return epochs, phases, _ways(best.costs, setup, epochs, room)
+
+
+def _ranking(settings: Settings, setup: Setup, ranked: Sequence[Ranked]) -> float:
+    count = min(5000, len(setup.train)) + min(5000, len(setup.validation))
+    return min(RANKING_SHARE * settings.time, sum(1 + count / r.images_per_second for r in ranked))
+
+
+def _features(setup: Setup, ranked: Sequence[Ranked]) -> int:
+    count = len(setup.train) + len(setup.validation)
+    return sum(2 * each.costs.bytes[-1] * count for each in ranked if each.costs)
+
+
+def _phases(
+    budget: Budget,
+    space: Space,
+    configs: Iterator[TrialConfig],
+    seconds: float,
+    most: int | None,
+    room: Room,
+) -> Iterator[Phase]:
+    """Walk through the first trials while there is time; yield the phases with what they take."""
+    spent, counts, kept = dict.fromkeys(WHY, 0.0), dict.fromkeys(WHY, 0), dict.fromkeys(WHY, 0)
+    for config in configs:
+        trains = space.strategies[config.strategy.name].trains_backbone
+        epochs = budget.epochs(config, trains)
+        needed = budget.expected(config, epochs, trains) * (GOES_ON if trains else 1.0)
+        full = most is not None and sum(counts.values()) >= most
+        if full or not epochs or sum(spent.values()) + needed > seconds:
+            continue
+        ranked = budget.ranked[config.backbone.name]
+        frozen = frozen_stages(config, ranked.num_stages) if trains else 0
+        name = "heads" if not trains else "tails" if frozen else "full"
+        spent[name] += needed
+        counts[name] += 1
+        if frozen and ranked.costs:
+            work = budget.work(config.train, epochs)
+            way = choose(ranked.costs, frozen, work, room)
+            stored = bytes_kept(ranked.costs, frozen, work) if way.mode != "rerun" else 0
+            kept[name] = max(kept[name], stored)
+    for name, why in WHY.items():
+        yield Phase(name, counts[name], spent[name], kept[name], why)
+    rest = seconds - sum(spent.values())
+    done = max(1, sum(counts.values()))
+    more = int(rest / max(sum(spent.values()) / done, 0.1))
+    more = more if most is None else min(more, most - sum(counts.values()))
+    yield Phase("further", max(0, more), rest, 0, "What gains most per second by then.")
+
+
+WHY: Mapping[str, str] = {
+    "heads": "Heads alone, on features that are computed once.",
+    "tails": "The first stages stay frozen; what they give is kept where that saves time.",
+    "full": "Everything is trained: nothing can be shared.",
+}
+
+
+def _ways(costs: Costs | None, setup: Setup, epochs: int, room: Room) -> tuple[Way, ...]:
+    if costs is None:
+        return ()
+    work = Work(len(setup.train), len(setup.validation), epochs, BATCH, True, False)
+    return tuple(_way(costs, cut, work, room) for cut in range(1, len(costs.bytes) - 1))
+
+
+def _way(costs: Costs, cut: int, work: Work, room: Room) -> Way:
+    chosen, found = choose(costs, cut, work, room), predict(costs, cut, work, room)
+    share = costs.prefix[cut] / costs.prefix[-1] if costs.prefix[-1] else 0.0
+    again, needed = found["rerun"], bytes_kept(costs, cut, work)
+    if chosen.mode != "rerun":
+        why = f"saves {1 - found[chosen.mode] / again:.0%} of {again:.0f} s"
+    elif not costs.bytes[cut]:
+        why = "the network cannot be divided here"
+    elif len(found) == 1:
+        why = f"{needed / 1e6:,.0f} MB fit neither memory nor disk"
+    elif min(found.values()) >= 0.95 * again:
+        why = "keeping would save less than 5 %"
+    else:
+        why = f"less than {LEAST_SHARE:.0%} of the work lies before it"
+    return Way(cut, share, needed, chosen.mode, chosen.views, found[chosen.mode], again, why)
