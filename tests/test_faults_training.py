@@ -85,7 +85,8 @@ def setup(photos, tiny_weights, tmp_path) -> Setup:
 def train(setup: Setup, strategy: str, head: str, **choices: object) -> Outcome:
     config = TrialConfig(Part(BACKBONE), Part(strategy), Part(head), choices, seed=1)
     job = TrialJob(0, config, 2, time.time() + 200, Precision())
-    return tasks.train(tasks.Link(lambda *_: None, lambda _: True), setup, job)
+    (outcome,) = tasks.train(tasks.Link(lambda *_: None, lambda _: True), setup, (job,))
+    return outcome
 
 
 @pytest.mark.parametrize("strategy", ["head_only", "full"])

@@ -14,7 +14,7 @@ from autoft.cli.summary import ranking_lines
 from autoft.errors import DataError, MachineError, UsageError
 from autoft.network.provide import Provided
 from autoft.network.sources import Source
-from autoft.search import ending, halving, prepare
+from autoft.search import ending, halving, policy, prepare
 from autoft.search.budget import Budget
 from autoft.search.configs import Space, StrategyInfo
 from autoft.search.director import Director
@@ -32,7 +32,7 @@ from autoft.selection.intervals import wilson
 from autoft.selection.regime import judge, size_class
 from autoft.space import Choice, Float, Int, Parameter, read_signature
 from autoft.training import checkpoint, recipe
-from autoft.training.job import Images, Outcome, Precision, Ranked, Report, Setup
+from autoft.training.job import Images, Outcome, Precision, Ranked, Report, Setup, TrialJob
 from autoft.training.measures import Measured
 from autoft.values import PROCEDURAL, Part, TrialConfig, TrialResult
 
@@ -46,6 +46,7 @@ def make_space() -> Space:
         strategies={
             "head_only": StrategyInfo((), False, True, True),
             "full": StrategyInfo((Parameter("bottom", Float(0.01, 1), 0.1),), True, True, True),
+            "freeze": StrategyInfo((), True, True, True, keeps_prefix=True),
             "theirs": StrategyInfo((), True, True, False),
         },
         heads={"linear": (), "mlp": (HIDDEN,)},
@@ -138,18 +139,38 @@ def test_T13_a_folder_in_use_names_its_holder(tmp_path) -> None:  # noqa: N802 -
 
 
 @pytest.mark.parametrize(
-    ("epochs", "marks"), [(1, ()), (2, ()), (3, (1,)), (9, (1, 3)), (20, (2, 6))]
+    ("epochs", "unit", "marks"),
+    [
+        (1, 1, ()),
+        (2, 1, ()),
+        (3, 1, (1,)),
+        (5, 1, (1,)),
+        (8, 1, (2,)),
+        (10, 1, (2, 6)),
+        (20, 1, (2, 6)),
+        (50, 1, (3, 12)),
+        (100, 17, (17,)),  # 100 epochs of three steps are worth five
+        (30, 17, ()),
+    ],
 )
-def test_rungs_are_a_third_and_a_ninth(epochs, marks) -> None:
-    assert halving.rungs(epochs) == marks
+def test_rungs_are_where_they_are_known_to_pay(epochs, unit, marks) -> None:
+    assert halving.rungs(epochs, unit) == marks
 
 
-def test_only_the_best_third_goes_on() -> None:
+def test_only_the_best_third_or_quarter_goes_on() -> None:
     assert halving.goes_on(0.1, [])
     assert halving.goes_on(0.1, [0.9])
     assert not halving.goes_on(0.5, [0.9, 0.8])
     assert halving.goes_on(0.95, [0.9, 0.8])
     assert halving.goes_on(0.85, [0.9, 0.8, 0.1, 0.2, 0.3])
+    assert not halving.goes_on(0.85, [0.9, 0.8, 0.1, 0.2, 0.3], 4)
+    assert halving.goes_on(0.1, [0.9, 0.8], 4)
+    assert [halving.reduction(epochs) for epochs in (5, 10, 20, 50)] == [4, 3, 3, 4]
+
+
+def test_until_a_quarter_of_the_epochs_only_the_alike_are_compared() -> None:
+    assert halving.races_alike(2, 20)
+    assert not halving.races_alike(6, 20)
 
 
 # --- the study --------------------------------------------------------------------------------
@@ -210,9 +231,11 @@ def test_the_study_can_be_viewed_with_optuna(tmp_path) -> None:
 # --- the director -----------------------------------------------------------------------------
 
 
-def make_director(folder: RunFolder, *, trials=None, seconds=1000.0, speed=100.0) -> Director:
+def make_director(
+    folder: RunFolder, *, trials=None, seconds=1000.0, speed=100.0, heads=("linear", "mlp")
+) -> Director:
     (folder.path / "trials").mkdir(exist_ok=True)
-    space = make_space()
+    space = replace(make_space(), heads=dict.fromkeys(heads, ()))
     ranked = [
         Ranked("a", probe=0.9, images_per_second=speed, trained_per_second=speed),
         Ranked("b", probe=0.85, images_per_second=speed, trained_per_second=speed),
@@ -232,85 +255,176 @@ def make_director(folder: RunFolder, *, trials=None, seconds=1000.0, speed=100.0
     return director
 
 
-def finish(director: Director, job, score=0.5, status="done", error="") -> None:
+def finish(director: Director, job, score=0.5, status="done", error="", seconds=1.0) -> None:
     scores = () if score is None else (score,) * job.epochs
-    director.on_outcome(Outcome(job.number, status, scores, score, 1.0, 1.0, error))
+    director.on_outcome(Outcome(job.number, status, scores, score, 1.0, seconds, error))
+
+
+def run_all(director: Director, score=lambda job: 0.5, seconds=1.0, most=100) -> list[tuple]:
+    """Run until there is no more; return the packs."""
+    packs = []
+    while (jobs := director.next_jobs()) and sum(map(len, packs)) < most:
+        packs.append(jobs)
+        for job in jobs:
+            finish(director, job, score(job), seconds=seconds)
+    return packs
+
+
+def next_tuning(director: Director):
+    """Return the next trial that trains its backbone; heads on the way end well."""
+    jobs = director.next_jobs()
+    while jobs and jobs[0].config.strategy.name == "head_only":
+        for job in jobs:
+            finish(director, job)
+        jobs = director.next_jobs()
+    return jobs[0]
 
 
 def test_the_linear_probe_is_first_and_third_parties_are_tried(tmp_path) -> None:
-    director = make_director(RunFolder(tmp_path), trials=8)
-    configs = []
-    while (job := director.next_job()) is not None:
-        configs.append(job.config)
-        finish(director, job)
-    assert len(configs) == 8
+    director = make_director(RunFolder(tmp_path), trials=12)
+    packs = run_all(director)
+    configs = [job.config for jobs in packs for job in jobs]
+    assert len(configs) == 12
+    assert len(packs[0]) == 1
     assert (configs[0].strategy.name, configs[0].head.name) == ("head_only", "linear")
     assert configs[0].backbone.name == "a"
     assert "theirs" in {config.strategy.name for config in configs}
     assert {config.train.get("augment", "crop") for config in configs} <= {"none", "crop"}
 
 
+def test_heads_are_trained_in_packs_on_one_backbone_with_one_seed(tmp_path) -> None:
+    director = make_director(RunFolder(tmp_path), heads=("linear", "mlp", "norm_linear", "cosine"))
+    packs = run_all(director, seconds=0.5)
+    heads = [jobs for jobs in packs if jobs[0].config.strategy.name == "head_only"]
+    assert [len(jobs) for jobs in heads[:2]] == [1, 1]  # the probes of two backbones
+    designs = heads[2]
+    assert len(designs) > 3  # and more with them than the portfolio has
+    assert {job.config.head.name for job in designs[:3]} == {"norm_linear", "cosine", "mlp"}
+    for jobs in packs:
+        assert len({job.config.backbone.name for job in jobs}) == 1
+        assert len(jobs) == 1 or all(j.config.strategy.name == "head_only" for j in jobs)
+    assert len({job.config.seed for jobs in heads for job in jobs}) == 1
+    numbers = [job.number for jobs in packs for job in jobs]
+    assert numbers == list(range(len(numbers)))
+
+
+def test_a_pack_is_cut_to_the_trials_that_are_left(tmp_path) -> None:
+    heads = ("linear", "mlp", "norm_linear", "cosine")
+    director = make_director(RunFolder(tmp_path), trials=4, heads=heads)
+    assert [len(jobs) for jobs in run_all(director)] == [1, 1, 2]
+
+
 def test_a_bad_trial_is_stopped_at_its_rung_and_a_good_one_is_not(tmp_path) -> None:
     director = make_director(RunFolder(tmp_path))
-    reached = 0
-    for score, goes_on in [(0.6, True), (0.7, True), (0.3, False), (0.8, True), (0.2, False)]:
-        job = director.next_job()
-        while job is not None and job.config.strategy.name == "head_only":
-            finish(director, job)
-            job = director.next_job()
-        assert job is not None
-        rung = halving.rungs(job.epochs)[0]
-        answers = [
-            director.on_report(Report(job.number, epoch, score, 1.0, 1.0, 1.0))
-            for epoch in range(1, rung + 1)
-        ]
-        assert answers == [True] * (rung - 1) + [goes_on]
-        reached += 1
+    director._race.unit = 1  # epochs that are worth the name
+    director.budget.epochs = lambda *_: 20
+    steps = [(0.1, True), (0.6, True), (0.7, True), (0.3, False), (0.8, True), (0.2, False)]
+    for score, goes_on in steps:  # the first is what the regime advises: it is never stopped
+        job = next_tuning(director)
+        rung = halving.rungs(job.epochs)[-1]  # where all are compared
+        assert director.on_report(Report(job.number, rung, score, 1.0, 1.0, 1.0)) is goes_on
+        assert director.on_report(Report(job.number, rung + 1, 0.0, 1.0, 1.0, 1.0))
+        scores = (score,) * rung
         director.on_outcome(
-            Outcome(job.number, "done" if goes_on else "stopped", (score,) * rung, score, 1.0, 1.0)
+            Outcome(job.number, "done" if goes_on else "stopped", scores, score, 1.0, 1.0)
         )
-    assert reached == 5
+
+
+def test_early_only_trials_that_freeze_alike_are_compared() -> None:
+    race = halving.Race()
+    race.note("tails", 20, (0.9,) * 20)
+    race.note("tails", 20, (0.8,) * 20)
+    assert not race.goes_on("tails", 20, 2, 0.5)
+    assert race.goes_on("full", 20, 2, 0.5)
+    assert race.goes_on("full", 20, 3, 0.0)  # no rung
+    assert not race.goes_on("full", 20, 6, 0.5)
 
 
 def test_a_trial_cut_off_comes_back_with_its_number_and_its_choices(tmp_path) -> None:
     folder = RunFolder(tmp_path)
     director = make_director(folder)
-    first, second = director.next_job(), director.next_job()
+    (first,), (second,) = director.next_jobs(), director.next_jobs()
     finish(director, first)
+    tuned = next_tuning(director)
+    assert tuned.head_start == {}  # what this space asks of heads is no part of it
     second = replace(second, precision=Precision(bf16=True))  # today's timing may say otherwise
-    for job in (first, second):
+    tuned = replace(tuned, head_start={"head_lr": 0.01})
+    for job in (second, tuned):
         checkpoint.start(folder.trial(job.number), job, pretrained=True)
     again = make_director(folder)
-    assert [r.number for r in again.results] == [0]
-    back = again.next_job()
+    done = [r.number for r in again.results]
+    assert 0 in done
+    assert not {second.number, tuned.number} & set(done)
+    (back,), (other,) = again.next_jobs(), again.next_jobs()
     assert (back.number, back.config) == (second.number, second.config)
     assert (back.epochs, back.precision) == (second.epochs, second.precision)
-    assert again.next_job().number == 2
+    assert (other.number, other.head_start) == (tuned.number, {"head_lr": 0.01})
+    assert again.next_jobs()[0].number == 1 + max([*done, second.number, tuned.number])
+
+
+def test_a_pack_cut_off_comes_back_and_after_a_death_one_by_one(tmp_path) -> None:
+    folder, heads = RunFolder(tmp_path), ("linear", "mlp", "norm_linear", "cosine")
+    director = make_director(folder, heads=heads)
+    for _ in range(2):
+        finish(director, director.next_jobs()[0])
+    pack = director.next_jobs()
+    assert len(pack) > 2
+    director.take_back(pack)
+    alone = [director.next_jobs() for _ in pack]
+    assert [(len(jobs), jobs[0].number) for jobs in alone] == [(1, job.number) for job in pack]
+    for job in pack:
+        checkpoint.start(folder.trial(job.number), job, pretrained=True)
+    again = make_director(folder, heads=heads).next_jobs()
+    assert [job.config for job in again] == [job.config for job in pack]
+
+
+def test_a_trial_that_trains_its_backbone_begins_with_the_best_head(tmp_path) -> None:
+    space = make_space()
+    train = {"head_lr": 0.01, "weight_decay": 0.2, "smoothing": 0.1, "pool": "gem"}
+
+    def head(number, score, name, backbone="a") -> TrialResult:
+        config = TrialConfig(
+            Part(backbone), Part("head_only"), Part(name), train | {"head_lr": number / 100}
+        )
+        return result(number, score, config=config)
+
+    def job(name: str, strategy: str = "full") -> TrialJob:
+        return TrialJob(9, TrialConfig(Part("a"), Part(strategy), Part(name), {}), 3, 0.0)
+
+    results = [
+        head(1, 0.7, "linear"),
+        head(2, 0.8, "linear"),
+        head(3, 0.9, "mlp"),
+        head(4, 0.95, "linear", "b"),
+        head(5, None, "linear"),
+    ]
+    assert policy.head_start(results[:0], space, job("linear")) == {}
+    assert policy.head_start(results, space, job("linear"))["head_lr"] == 0.02
+    assert policy.head_start(results, space, job("cosine"))["head_lr"] == 0.03
+    assert set(policy.head_start(results, space, job("mlp"))) == set(policy.HEAD_START)
+    assert policy.head_start(results, space, job("mlp", "head_only")) == {}
 
 
 def test_an_epoch_that_is_reported_again_gets_the_answer_that_it_had(tmp_path) -> None:
     director = make_director(RunFolder(tmp_path))
-    director.cancelled, told = False, []
-    job = director.next_job()
-    seat = local.Seat(None, "cpu", 1, job=job)
+    told = []
+    (job,) = director.next_jobs()
 
     def refuse(report):
         told.append(report.epoch)
         return False
 
     director.on_report = refuse
+    desk = local.Desk(director, None)
     report = Report(job.number, 2, 0.5, 1.0, 1.0, 1.0)
-    assert [local._goes_on(director, seat, report) for _ in range(3)] == [False] * 3
+    assert [local._goes_on(desk, report) for _ in range(3)] == [False] * 3
     assert told == [2]
 
 
 def test_a_resumed_search_plans_the_same_epochs(tmp_path) -> None:
     folder = RunFolder(tmp_path)
     director = make_director(folder, seconds=800)
-    job = director.next_job()
-    while job.config.strategy.name == "head_only":
-        finish(director, job)
-        job = director.next_job()
+    job = next_tuning(director)
     finish(director, job)
     again = make_director(folder, seconds=300)
     assert again.budget.epochs(job.config, trains_backbone=True) == job.epochs
@@ -318,32 +432,32 @@ def test_a_resumed_search_plans_the_same_epochs(tmp_path) -> None:
 
 def test_no_more_trials_than_asked_and_none_after_the_deadline(tmp_path) -> None:
     director = make_director(RunFolder(tmp_path), trials=2)
-    assert [director.next_job() is None for _ in range(3)] == [False, False, True]
+    assert [len(director.next_jobs()) for _ in range(3)] == [1, 1, 0]
     (tmp_path / "late").mkdir()
     late = make_director(RunFolder(tmp_path / "late"), seconds=-1)
-    first = late.next_job()  # there is always a model
+    (first,) = late.next_jobs()  # there is always a model
     assert first.config.strategy.name == "head_only"
     assert first.deadline > time.time()
     finish(late, first)
-    assert late.next_job() is None
+    assert late.next_jobs() == ()
 
 
 def test_what_cannot_be_afforded_is_not_begun(tmp_path) -> None:
     director = make_director(RunFolder(tmp_path), seconds=20, speed=0.5)  # an epoch takes 240 s
-    job = director.next_job()
-    while job is not None:
-        assert job.config.strategy.name == "head_only"
-        finish(director, job)
-        director.budget.deadline -= 4
-        job = director.next_job()
+    while jobs := director.next_jobs():
+        for job in jobs:
+            assert job.config.strategy.name == "head_only"
+            finish(director, job)
+            director.budget.deadline -= 1
 
 
 def test_a_search_in_which_everything_fails_alike_ends(tmp_path) -> None:
     director = make_director(RunFolder(tmp_path))
     count = 0
-    while (job := director.next_job()) is not None and count < 50:
-        finish(director, job, None, "failed", "RuntimeError: the same")
-        count += 1
+    while (jobs := director.next_jobs()) and count < 50:
+        for job in jobs:
+            finish(director, job, None, "failed", "RuntimeError: the same")
+            count += 1
     assert count == 3
     with pytest.raises(Exception, match="RuntimeError: the same"):
         winner.choose(director.results)
@@ -352,12 +466,80 @@ def test_a_search_in_which_everything_fails_alike_ends(tmp_path) -> None:
 def test_only_the_weights_of_the_best_are_kept(tmp_path) -> None:
     folder = RunFolder(tmp_path)
     director = make_director(folder, trials=7)
-    while (job := director.next_job()) is not None:
+
+    def score(job) -> float:
         folder.trial(job.number).mkdir(parents=True, exist_ok=True)
         (folder.trial(job.number) / "scored.safetensors").write_bytes(b"x")
-        finish(director, job, score=job.number / 10)
+        return job.number / 10
+
+    run_all(director, score)
     kept = {int(path.parent.name) for path in folder.path.glob("trials/*/scored.safetensors")}
     assert kept == {0, 4, 5, 6}  # the baseline and the best three
+
+
+def by_phase(**scores: list[float]) -> list[TrialResult]:
+    """Return results of phases, one after the other; heads take 1 s, others 10."""
+    names = {"heads": "head_only", "tails": "freeze", "full": "full"}
+    results = []
+    for phase, values in scores.items():
+        for value in values:
+            config = TrialConfig(Part("a"), Part(names[phase]), Part("linear"), {})
+            told = result(len(results), value, config=config)
+            results.append(replace(told, seconds=1.0 if phase == "heads" else 10.0))
+    return results
+
+
+@pytest.mark.parametrize(
+    ("results", "first", "last"),
+    [
+        (by_phase(heads=[0.8, 0.9]), "heads", "full"),  # nothing is known: the quick one
+        (by_phase(heads=[0.80] * 40, full=[0.7] * 5, tails=[0.85, 0.9]), "tails", "heads"),
+        (by_phase(heads=[0.80] * 40, tails=[0.85, 0.9]), "full", "heads"),  # it may be better yet
+        (by_phase(heads=[0.80] * 40, tails=[0.7] * 9, full=[0.85, 0.95]), "full", "heads"),
+        (by_phase(heads=[0.9, *[0.8] * 60], tails=[0.5] * 30), "full", "tails"),
+    ],
+)
+def test_the_phase_that_promises_most_in_a_second_is_first(results, first, last) -> None:
+    seconds = {"heads": 1.0, "tails": 10.0, "full": 12.0}
+    ordered = policy.order(results, make_space(), seconds.__getitem__)
+    assert (ordered[0], ordered[-1]) == (first, last)
+    assert sorted(ordered) == ["full", "heads", "tails"]
+    assert ordered == policy.order(results, make_space(), seconds.__getitem__)
+
+
+def test_a_phase_that_never_pays_starves_and_is_left_at_last() -> None:
+    gains = [
+        policy.expected_gain(results, [r for r in results if r.config.strategy.name == "freeze"])
+        for results in (by_phase(full=[0.9], tails=[0.85] * count) for count in (0, 1, 4, 16, 64))
+    ]
+    assert gains == sorted(gains, reverse=True)
+    assert gains[-1] < gains[0] / 50
+    worn = by_phase(full=[0.9], heads=[0.8] * policy.EXHAUSTED)
+    assert "heads" not in policy.order(worn, make_space(), lambda _: 1.0)
+
+
+def test_what_each_phase_took_and_gave_is_told() -> None:
+    results = by_phase(heads=[0.6, 0.7], tails=[0.65, 0.8], full=[0.75])
+    assert policy.shares_json(results, make_space()) == {
+        "heads": {"trials": 2, "seconds": 2.0, "gained": 0.1},
+        "tails": {"trials": 2, "seconds": 20.0, "gained": 0.1},
+        "full": {"trials": 1, "seconds": 10.0, "gained": 0.0},
+    }
+
+
+def test_the_best_is_drawn_most_and_what_was_never_tried_before_it() -> None:
+    drawn = [policy.draw("abc", {"a": 0.1, "b": 0.9}, seed) for seed in range(300)]
+    counts = {name: drawn.count(name) for name in "abc"}
+    assert counts["c"] > counts["b"] > counts["a"] > 0
+
+
+@pytest.mark.parametrize(
+    ("count", "seconds", "left", "size"),
+    [(0, 1.0, 99, 1), (2, 2.0, 99, 10), (9, 0.05, 99, 32), (9, 60, 999, 4), (9, 1.0, 3, 1)],
+)
+def test_a_pack_is_what_takes_a_few_seconds(count, seconds, left, size) -> None:
+    own = [replace(each, seconds=seconds) for each in by_phase(heads=[0.5] * count)]
+    assert policy.pack_size(own, left) == size
 
 
 @pytest.mark.parametrize("kind", [UsageError, DataError, MachineError])
@@ -543,6 +725,9 @@ def test_weak_weights_speak_for_the_data_only_where_they_are_best(
     assert profile.name == name
 
 
+TUNING = ("full", "freeze", "theirs", "scratch")
+
+
 def first_of(*ranked: Ranked, regime: str = "weak-weights") -> list[TrialConfig]:
     space = replace(
         make_space(),
@@ -565,19 +750,20 @@ def first_of(*ranked: Ranked, regime: str = "weak-weights") -> list[TrialConfig]
 def test_weak_weights_begin_at_the_rate_of_training_from_scratch(label) -> None:
     configs = first_of(replace(WEAK, label=label))
     kinds = [(each.strategy.name, each.head.name) for each in configs]
-    assert kinds[:5] == [
+    assert kinds[:6] == [
         ("head_only", "linear"),  # the baseline
-        ("full", "linear"),
+        ("head_only", "norm_linear"),
         ("head_only", "multilayer"),
+        ("full", "linear"),
         ("theirs", "linear"),
         ("scratch", "linear"),
     ]
-    full, theirs = configs[1], configs[3]
+    full, theirs = configs[3], configs[4]
     assert full.strategy.params["bottom"] == 1.0
     assert full.train["lr"] == theirs.train["lr"] == WEAK_LR
     assert full.train["norm_mode"] == theirs.train["norm_mode"] == "train"
-    heads = [at for at, (strategy, _) in enumerate(kinds) if strategy == "head_only"]
-    assert heads[2:] == [*range(len(kinds) - len(heads[2:]), len(kinds))]  # all others at the end
+    assert "head_only" not in {strategy for strategy, _ in kinds[6:]}
+    assert {strategy for strategy, _ in kinds} == {"head_only", *TUNING}  # each has its turn
 
 
 def test_strong_weights_keep_their_recipes_beside_weak_ones() -> None:

@@ -87,12 +87,13 @@ def test_i14_images_that_change_fail_the_trial_and_the_next_one_runs(
     before = path.read_bytes()
     Image.new("RGB", (56, 48), "white").save(path)
     link = tasks.Link(lambda *_: None, go_on)
-    failed = tasks.train(link, setup, job(epochs=1))
+    (failed,) = tasks.train(link, setup, (job(epochs=1),))
     assert failed.status == "failed"
     assert "data_changed" in failed.error
     assert path.name in failed.error
     path.write_bytes(before)
-    assert tasks.train(link, setup, job(1, epochs=1)).status == "done"
+    (fine,) = tasks.train(link, setup, (job(1, epochs=1),))
+    assert fine.status == "done"
 
 
 @pytest.mark.parametrize("strategy", ["head_only", "full"])

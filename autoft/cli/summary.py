@@ -48,12 +48,23 @@ def _lines(folder: Path, result: Mapping[str, Any]) -> list[str]:
         ),
         f"Trials: {trials['done']} done, {trials['stopped']} stopped early, "
         f"{trials['failed']} failed, in {duration(result['seconds'])}.",
+        *phase_lines(result.get("phases", {})),
         *ranking_lines(result.get("ranking", [])),
         regime_line(result["regime"], winner["strategy"]),
         f"Model: {clean(folder / 'best')}",
         parity_line(folder / "best"),
         f"Predict: autoft predict {path} IMAGE...",
     ]
+
+
+def phase_lines(phases: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Say where the time for trials went, and what each phase gained; earlier runs do not know."""
+    shown = [
+        f"{clean(name)} {duration(share['seconds'])} ({share['trials']}, +{share['gained']:.3f})"
+        for name, share in phases.items()
+        if share["trials"]
+    ]
+    return [f"Time (trials, gain): {', '.join(shown)}."] if shown else []
 
 
 def ranking_lines(ranking: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -22,12 +22,16 @@ Ask = Callable[[str, Range, Value], Value]
 
 @dataclass(frozen=True)
 class StrategyInfo:
-    """What the search knows of a strategy without calling it."""
+    """What the search knows of a strategy without calling it.
+
+    `keeps_prefix` tells whether at its defaults the first stages stay frozen throughout.
+    """
 
     parameters: tuple[Parameter, ...]
     trains_backbone: bool
     pretrained: bool
     builtin: bool
+    keeps_prefix: bool = False
 
 
 @dataclass(frozen=True)

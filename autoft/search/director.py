@@ -1,16 +1,19 @@
 """Which trial next, for how long, and which goes on: the policy, told and asked by an engine.
 
-An engine asks `next_job`, passes on every report and outcome, and stops when there is no job left.
-The director alone writes the trials of the run.
+An engine asks `next_jobs`, passes on every report and outcome, and stops when there is no job
+left. The director alone writes the trials of the run. `policy.py` and `halving.py` have what it
+decides by.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-from autoft.search import halving
-from autoft.search.budget import Budget
+from autoft.search import halving, policy
+from autoft.search.budget import NOMINAL_BATCH, Budget
 from autoft.search.configs import Space
 from autoft.search.folder import RunFolder
 from autoft.search.study import Study
@@ -18,7 +21,6 @@ from autoft.selection.winner import usable
 from autoft.training.job import Outcome, Precision, Report, TrialJob
 from autoft.values import TrialConfig, TrialResult, Value
 
-KEPT = 3  # trials whose weights stay on the disk, beside the baseline
 SAME_FAILURES = 3  # in a row end a search: the next would fail as well
 
 Emit = Callable[..., None]
@@ -39,8 +41,11 @@ class Director:
     results: list[TrialResult] = field(default_factory=list)
     _running: dict[int, TrialJob] = field(default_factory=dict)
     _unfinished: list[TrialJob] = field(default_factory=list)
-    _reached: dict[tuple[int, int], list[float]] = field(default_factory=dict)
+    _by_itself: set[int] = field(default_factory=set)
+    _first: deque[Mapping[str, Value]] = field(default_factory=deque)
+    _race: halving.Race = field(default_factory=halving.Race)
     _tried: set[str] = field(default_factory=set)
+    _with_weights: set[int] = field(default_factory=set)
     _next_number: int = 0
     _nothing_fits: bool = False
 
@@ -48,23 +53,22 @@ class Director:
         """Take up what the run folder holds: finished trials, and those cut off."""
         self.results = self.folder.trials()
         self.budget.first = not self.results
+        self._race.unit = halving.unit_of(self.budget.train_images // NOMINAL_BATCH)
         for result in self.results:
             self.study.tell(result)
             self._tried.add(_key(result.config))
             if self._trains_backbone(result.config):
-                self._note_rungs(result)
+                self._race.note(self._phase(result.config), result.epochs, result.scores)
                 self.budget.plan(result.config.backbone.name, result.epochs)
         finished = {result.number for result in self.results}
+        self._with_weights = set(finished)
         started = sorted(int(p.name) for p in (self.folder.path / "trials").iterdir())
         for number in started:
             data = self.folder.read_json(f"trials/{number:04d}/config.json")
             if number not in finished and data:
-                config, epochs = TrialConfig.from_json(data["config"]), int(data["epochs"])
-                self._take_up(
-                    TrialJob(number, config, epochs, 0.0, Precision(**data["precision"]))
-                )
+                self._take_up(_cut_off(number, data))
         self._next_number = max([*finished, *started], default=-1) + 1
-        self.first = iter(self.first)
+        self._first = deque(self.first)
 
     def _take_up(self, job: TrialJob) -> None:
         """Let a trial that was cut off be the next, where all its parts are still there."""
@@ -79,23 +83,58 @@ class Director:
             return
         self._unfinished.append(job)
 
-    def next_job(self) -> TrialJob | None:
-        """Return the next trial, or None where nothing more fits into the budget."""
-        running = len(self._running)
-        if self.cancelled or not self.budget.allows_another(len(self.results) + running):
-            return None
-        if self._nothing_fits or self._keeps_failing():
-            return None
-        if self._unfinished:  # with the epochs and the format that its numbers depend on
-            cut_off = self._unfinished.pop(0)
-            number, config, epochs = cut_off.number, cut_off.config, cut_off.epochs
-            return self._start(number, config, epochs, known=False, precision=cut_off.precision)
-        for number, config, known in self._candidates():
-            epochs = self.budget.epochs(config, self._trains_backbone(config))
+    def next_jobs(self) -> tuple[TrialJob, ...]:
+        """Return the next trials, to be trained together; none where nothing more fits.
+
+        It is one trial that trains its backbone, or heads on one backbone.
+        """
+        room = self._room()
+        if not room or self._nothing_fits or self._keeps_failing():
+            return ()
+        if self._unfinished:
+            return self._go_on(room)
+        for configs in self._candidates(room):
+            epochs = self.budget.epochs(configs[0], self._trains_backbone(configs[0]))
             if epochs:
-                return self._start(number, config, epochs, known=known)
+                return tuple(self._start(config, epochs) for config in configs)
+            for place in range(len(configs)):
+                self.study.forget(self._next_number + place)
         self._nothing_fits = True  # until a trial ends: an idle seat asks several times a second
-        return None
+        return ()
+
+    def take_back(self, jobs: Sequence[TrialJob]) -> None:
+        """Take back trials whose worker died while it trained them together.
+
+        Each is tried again by itself: it may be one of them that ends the worker.
+        """
+        for job in jobs:
+            self._unfinished.append(self._running.pop(job.number))
+            self._by_itself.add(job.number)
+        self._nothing_fits = False
+
+    def _room(self) -> int:
+        """Return how many trials may start now."""
+        begun = len(self.results) + len(self._running)
+        if self.cancelled or not self.budget.allows_another(begun):
+            return 0
+        most = self.budget.max_trials
+        return policy.PACK_MOST if most is None else max(1, most - begun)
+
+    def _go_on(self, room: int) -> tuple[TrialJob, ...]:
+        """Return trials that were cut off, with the epochs and the format that they had."""
+        first = self._unfinished[0]
+        alike = [first]
+        if not self._trains_backbone(first.config) and first.number not in self._by_itself:
+            alike = [job for job in self._unfinished if self._fits_with(first, job)][:room]
+        for job in alike:
+            self._unfinished.remove(job)
+        return tuple(self._start(job.config, job.epochs, before=job) for job in alike)
+
+    def _fits_with(self, first: TrialJob, job: TrialJob) -> bool:
+        same = job.config.backbone.name == first.config.backbone.name
+        same = same and (job.epochs, job.precision) == (first.epochs, first.precision)
+        heads = not self._trains_backbone(job.config)
+        return same and heads and job.number not in self._by_itself
 
     def on_report(self, report: Report) -> bool:
         """Learn the score after an epoch; tell whether the trial shall go on."""
@@ -110,12 +149,17 @@ class Director:
         )
         if self.cancelled:
             return False
-        if not self._trains_backbone(job.config) or report.epoch not in halving.rungs(job.epochs):
+        if not self._trains_backbone(job.config):
             return True
-        reached = self._reached.setdefault((job.epochs, report.epoch), [])
-        keeps = halving.goes_on(report.score, reached)
-        reached.append(report.score)
-        return keeps
+        phase = self._phase(job.config)
+        keeps = self._race.goes_on(phase, job.epochs, report.epoch, report.score)
+        return keeps or self._is_first(job)
+
+    def _is_first(self, job: TrialJob) -> bool:
+        """Tell whether it is the first trial that trains a backbone, as the regime advises."""
+        begun = {r.number: r.config for r in self.results}
+        begun |= {number: other.config for number, other in self._running.items()}
+        return job.number == min(n for n, c in begun.items() if self._trains_backbone(c))
 
     def on_outcome(self, outcome: Outcome) -> None:
         """Record how a trial ended, in the folder first of all."""
@@ -134,6 +178,7 @@ class Director:
         )
         self.folder.append_trial(result)
         self.results.append(result)
+        self._with_weights.add(result.number)
         self.study.tell(result)
         self.budget.learn(job, outcome, self._trains_backbone(job.config))
         self.emit(
@@ -154,36 +199,110 @@ class Director:
         heads = [r for r in usable(self.results) if not self._trains_backbone(r.config)]
         return min(heads, key=lambda result: result.number, default=None)
 
-    def _candidates(self) -> Iterable[tuple[int, TrialConfig, bool]]:
-        """Yield what may come next: the portfolio, then one proposal or two."""
-        for answers in self.first:
-            config = self.space.default(answers, self._trial_seed(self._next_number))
-            if _key(config) not in self._tried:
-                yield self._next_number, config, False
-        number = self._next_number
-        yield number, self.study.propose(number, self._trial_seed(number)), True
-        for name, info in self.space.strategies.items():
-            if not info.trains_backbone:  # too late to train a backbone: a head still fits
-                fixed: dict[str, Value] = {"strategy": name}
-                self.study.forget(number)
-                yield number, self.study.propose(number, self._trial_seed(number), fixed), True
+    def _candidates(self, room: int) -> Iterator[list[TrialConfig]]:
+        """Yield what may come next: the portfolio, then the phases that promise most.
+
+        Heads of the portfolio that train together take as many with them as take seconds, too.
+        """
+        while self._first:
+            configs = self._from_portfolio(room)
+            if len(configs) > 1:
+                more = min(room, self._pack_size()) - len(configs)
+                backbone = configs[0].backbone.name
+                configs += self._heads(backbone, more, self._next_number + len(configs))
+            if configs:
+                yield configs
+        for phase in policy.order(self.results, self.space, self._expected_seconds):
+            if phase == "heads":
+                best = policy.best_by(self._of(phase), lambda config: config.backbone.name)
+                known = [name for name in self.space.backbones if name in best]
+                number, count = self._next_number, min(room, self._pack_size())
+                names = known or self.space.backbones[:1]
+                backbone = policy.draw(names, best, self._trial_seed(number))
+                yield self._heads(backbone, count, number)
+            else:
+                yield [self._propose(phase, self._next_number, {})]
+
+    def _from_portfolio(self, room: int) -> list[TrialConfig]:
+        """Take the next from the portfolio: a trial, or heads in a row on one backbone.
+
+        The first trial of all is alone, so that there soon is a model.
+        """
+        taken: list[TrialConfig] = []
+        most = min(room, policy.PACK_MOST) if self.results or self._running else 1
+        while self._first and len(taken) < most:
+            config = self._configured(self._first[0])
+            pairs = taken and self._trains_backbone(config)
+            if pairs or (taken and config.backbone.name != taken[0].backbone.name):
                 break
-        self.study.forget(number)
+            self._first.popleft()
+            if _key(config) in self._tried:
+                continue
+            taken.append(config)
+            if self._trains_backbone(config):
+                break
+        return taken
+
+    def _heads(self, backbone: str, count: int, number: int) -> list[TrialConfig]:
+        """Propose `count` heads on one backbone, as the trials from `number` on."""
+        fixed: dict[str, Value] = {"backbone": backbone}
+        return [
+            self._propose("heads", number + place, fixed, at_random=place >= policy.PACK_MODELLED)
+            for place in range(count)
+        ]
+
+    def _propose(
+        self,
+        phase: policy.Phase,
+        number: int,
+        fixed: Mapping[str, Value],
+        *,
+        at_random: bool = False,
+    ) -> TrialConfig:
+        """Ask the study for a trial of a phase, with one of its strategies."""
+        best = policy.best_by(self._of(phase), lambda config: config.strategy.name)
+        names, seed = policy.strategies_of(phase, self.space), self._trial_seed(number)
+        chosen = {**fixed, "strategy": policy.draw(names, best, seed)}
+        config = self.study.propose(number, seed, chosen, at_random=at_random)
+        return self._seeded(config, number)
+
+    def _of(self, phase: policy.Phase) -> list[TrialResult]:
+        return [result for result in self.results if self._phase(result.config) == phase]
+
+    def _pack_size(self) -> int:
+        return policy.pack_size(self._of("heads"), self.budget.left())
+
+    def _expected_seconds(self, phase: policy.Phase) -> float:
+        """Return what a trial of a phase that has none yet will take, by the measured speeds."""
+        strategy = policy.strategies_of(phase, self.space)[0]
+        config = self._configured({"strategy": strategy})
+        trains = self._trains_backbone(config)
+        return self.budget.expected(config, self.budget.epochs(config, trains) or 1, trains)
+
+    def _configured(self, answers: Mapping[str, Value]) -> TrialConfig:
+        return self._seeded(self.space.default(answers, 0), self._next_number)
+
+    def _seeded(self, config: TrialConfig, number: int) -> TrialConfig:
+        """Give a trial its seed; heads have one in common: they see the same minibatches."""
+        own = number if self._trains_backbone(config) else 0
+        return replace(config, seed=self._trial_seed(own))
 
     def _start(
         self,
-        number: int,
         config: TrialConfig,
         epochs: int,
         *,
-        known: bool,
-        precision: Precision | None = None,
+        before: TrialJob | None = None,
     ) -> TrialJob:
+        """Begin a trial, or go on with one that was begun `before`."""
+        number = before.number if before else self._next_number
         self._next_number = max(self._next_number, number + 1)
         self._tried.add(_key(config))
-        if not known:
+        if not self.study.knows(number):
             self.study.expect(number, config)
-        job = self.budget.job(number, config, epochs, precision)
+        job = self.budget.job(number, config, epochs, before.precision if before else None)
+        start = before.head_start if before else policy.head_start(self.results, self.space, job)
+        job = replace(job, head_start=start)
         self._running[number] = job
         self.emit(
             "trial_start",
@@ -202,11 +321,8 @@ class Director:
         known = self.space.strategies.get(config.strategy.name)
         return known is None or known.trains_backbone  # one no longer installed: assume the usual
 
-    def _note_rungs(self, result: TrialResult) -> None:
-        for mark in halving.rungs(result.epochs):
-            if len(result.scores) >= mark:
-                reached = self._reached.setdefault((result.epochs, mark), [])
-                reached.append(result.scores[mark - 1])
+    def _phase(self, config: TrialConfig) -> policy.Phase:
+        return policy.phase_of(config.strategy.name, self.space)
 
     def _keeps_failing(self) -> bool:
         last = [r.error for r in self.results[-SAME_FAILURES:] if r.status == "failed"]
@@ -216,13 +332,25 @@ class Director:
     def _drop_weights(self, ordered: list[TrialResult]) -> None:
         """Keep the weights of the best few and of the baseline; the disk is not eaten."""
         baseline = self.baseline()
-        kept = {result.number for result in ordered[:KEPT]} | set(self._running)
+        kept = {result.number for result in ordered[: policy.KEPT]} | set(self._running)
         kept |= {baseline.number} if baseline else set()
-        for result in self.results:
-            if result.number not in kept:
-                for weights in self.folder.trial(result.number).glob("*.safetensors"):
-                    weights.unlink(missing_ok=True)
+        for number in self._with_weights - kept:
+            for weights in self.folder.trial(number).glob("*.safetensors"):
+                weights.unlink(missing_ok=True)
+        self._with_weights &= kept
 
 
 def _key(config: TrialConfig) -> str:
     return repr(sorted(config.answers().items(), key=lambda pair: pair[0]))
+
+
+def _cut_off(number: int, data: Mapping[str, Any]) -> TrialJob:
+    """Return the job of a trial as its `config.json` has it; its deadline is still to be set."""
+    return TrialJob(
+        number,
+        TrialConfig.from_json(data["config"]),
+        int(data["epochs"]),
+        0.0,
+        Precision(**data["precision"]),
+        head_start=data.get("head_start", {}),  # runs of earlier versions have none
+    )

@@ -16,6 +16,7 @@ from autoft.search.engines.worker import Worker
 from autoft.search.folder import RESULT, RunFolder
 from autoft.search.images import Data
 from autoft.search.jobs import Finished, FinishJob
+from autoft.search.policy import shares_json
 from autoft.search.portfolio import first_strategies
 from autoft.search.session import Session
 from autoft.search.study import write_view
@@ -110,6 +111,7 @@ def _result(
             "params": config.answers(),
         },
         "trials": {status: statuses.count(status) for status in ("done", "stopped", "failed")},
+        "phases": shares_json(director.results, director.space),
         "seconds": round(session.spent + time.monotonic() - session.began, 1),
         "regime": _regime(regime, director.results, job.winner),
         "backbones": {each["backbone"]: each["probe"] for each in ranking},

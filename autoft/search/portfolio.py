@@ -19,10 +19,9 @@ from autoft.values import Value
 Answers = dict[str, Value]
 
 PROBE: Answers = {"strategy": "head_only"}
-STAGED: Answers = {"strategy": "head_only", "head": "multilayer"}
 HEADS: tuple[Answers, ...] = (
     {"strategy": "head_only", "head": "norm_linear"},
-    STAGED,
+    {"strategy": "head_only", "head": "multilayer"},
     {"strategy": "head_only", "head": "cosine"},
     {"strategy": "head_only", "head": "mlp"},
 )
@@ -83,18 +82,26 @@ RECIPES: Mapping[str, tuple[Answers, ...]] = {
 def portfolio(space: Space, regime: Profile, ranked: Sequence[Ranked]) -> Iterator[Answers]:
     """Yield the first configurations, best backbone first; those the space lacks are left out.
 
-    Frozen features of weak weights know little: their other heads have to wait.
+    Probes, then all heads on the best backbone, which take seconds together; then what trains a
+    backbone: the regime's first recipe, strategies of third parties, the second backbone, the
+    other recipes, and every strategy that has had no turn, but for training from scratch.
     """
-    order, weak = [each.label for each in ranked], ranked[0].weak
-    recipes = RECIPES[regime.name]
-    heads = (STAGED, *(each for each in HEADS if each is not STAGED)) if weak else HEADS
-    wanted: list[Answers] = [{**PROBE, "backbone": label} for label in order[:3]]
-    wanted += [{**answers, "backbone": order[0]} for answers in (recipes[0], heads[0])]
-    wanted += [{**answers, "backbone": order[0]} for answers in _third_party(space)]
+    best, recipes = ranked[0].label, RECIPES[regime.name]
+    wanted: list[Answers] = [{**PROBE, "backbone": each.label} for each in ranked[:3]]
+    heads = (*HEADS, *({**PROBE, "head": name} for name in sorted(space.third_party_heads)))
+    theirs: list[Answers] = [
+        {"strategy": n} for n, info in space.strategies.items() if not info.builtin
+    ]
+    wanted += [{**answers, "backbone": best} for answers in (*heads, recipes[0], *theirs)]
     close = _close(ranked)
     wanted += [{**_suited(each, regime.name), "backbone": each.label} for each in close]
-    rest = (*recipes[1:], *heads[1:]) if weak else (*heads[1:], *recipes[1:])
-    wanted += [{**answers, "backbone": order[0]} for answers in rest]
+    wanted += [{**answers, "backbone": best} for answers in recipes[1:]]
+    had = {answers["strategy"] for answers in wanted}
+    wanted += [
+        {"strategy": name, "backbone": best}
+        for name, info in space.strategies.items()
+        if name not in had and info.pretrained
+    ]
     for answers in wanted:
         given = answers if "head" in answers else answers | _usual_head(space)
         if given["strategy"] in space.strategies and given.get("head", "") in {*space.heads, ""}:
@@ -118,15 +125,6 @@ def first_strategies(regime: str) -> tuple[str, ...]:
 
 def _usual_head(space: Space) -> Answers:
     return USUAL_HEAD if USUAL_HEAD["head"] in space.heads else {}
-
-
-def _third_party(space: Space) -> Iterator[Answers]:
-    """Every installed third-party strategy and head gets one early trial at its defaults."""
-    for name, info in space.strategies.items():
-        if not info.builtin:
-            yield {"strategy": name}
-    for name in sorted(space.third_party_heads):
-        yield {**PROBE, "head": name}
 
 
 def _suited(ranked: Ranked, regime: str) -> Answers:

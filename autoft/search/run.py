@@ -38,6 +38,7 @@ from autoft.search.study import Study
 from autoft.selection import winner
 from autoft.selection.regime import Profile
 from autoft.training.job import Ranked, Setup
+from autoft.training.plan import Room
 from autoft.values import Estimate, TrialResult
 
 FINISH_SECONDS = 30.0  # for exports, before what grows with the images
@@ -108,7 +109,7 @@ def _search(session: Session, first: Worker) -> None:
     augments = prepare.augmentations(setup, ranked[0], call)
     described = replace(begun.described.space, fixed=fixed)
     space = _space(described, settings, setup, ranked, regime, augments)
-    director = _director(session, space, setup, data, ranked, regime)
+    director = _director(session, space, setup, data, ranked, regime, call(tasks.room, device))
     _run_trials(session, director, setup, begun.devices, first)
     end(session, director, first, setup, data, regime)
 
@@ -163,6 +164,7 @@ def _director(
     data: Data,
     ranked: Sequence[Ranked],
     regime: Profile,
+    room: Room,
 ) -> Director:
     budget = Budget(
         deadline=time.time() + _time_for_trials(session, setup, data, ranked),
@@ -170,6 +172,7 @@ def _director(
         ranked={each.label: each for each in ranked},
         train_images=len(setup.train),
         validation_images=len(setup.validation),
+        room=room,
     )
     seed = session.settings.seed
     first = portfolio(space, regime, ranked)
@@ -184,11 +187,18 @@ def _time_for_trials(
     session: Session, setup: Setup, data: Data, ranked: Sequence[Ranked]
 ) -> float:
     """Return the seconds for trials: what is left, less what the finish will need."""
-    slowest = min(each.fp32_images_per_second for each in ranked)
-    passes = len(session.settings.export) + 2
-    passed = passes * len(setup.validation) + 2 * len(data.split.test)
-    finish = FINISH_SECONDS + 1.2 * passed / slowest
+    finish = finish_seconds(session.settings, setup, data, ranked)
     return max(session.left() - finish, LEAST_SHARE * session.left())
+
+
+def finish_seconds(
+    settings: Settings, setup: Setup, data: Data, ranked: Sequence[Ranked]
+) -> float:
+    """Return the seconds that exports, their proof and the reading of the test part may take."""
+    slowest = min(each.fp32_images_per_second for each in ranked)
+    passes = len(settings.export) + 2
+    passed = passes * len(setup.validation) + 2 * len(data.split.test)
+    return FINISH_SECONDS + 1.2 * passed / slowest
 
 
 def _run_trials(
@@ -228,9 +238,6 @@ def dry_run(settings: Settings) -> list[str]:
     for kind, names in (("strategy", asked.strategies), ("head", asked.heads)):
         for name in names:
             plugins.find(kind, name)
-    local, _ = prepare.local_sources(settings)
-    chosen = prepare.asked_sources(settings, local) or (local and prepare.with_embedded(local))
-    fitting = f"those of the size that fits device and time, and {prepare.EMBEDDED}"
     notes: list[str] = []
 
     def emit(kind: str, **data: Any) -> None:
@@ -238,11 +245,20 @@ def dry_run(settings: Settings) -> list[str]:
             notes.append(f"Note: {data['text']}")
 
     data = images.read_data(settings, emit)
+    first, *more = what_there_is(settings, data)
+    return [first, *notes, *more, f"Run folder: {path}."]
+
+
+def what_there_is(settings: Settings, data: Data) -> list[str]:
+    """Return what a search has to work with, in sentences; nothing is measured for it."""
+    asked = prepare.names(settings)
+    local, _ = prepare.local_sources(settings)
+    chosen = prepare.asked_sources(settings, local) or (local and prepare.with_embedded(local))
+    fitting = f"those of the size that fits device and time, and {prepare.EMBEDDED}"
     known, size, store = doctor.report(data.catalog), data.image_size, data.store
     return [
         f"{doctor.headline(known)}; {len(data.catalog.excluded)} excluded; {size} pixels a side, "
         f"{store.rows * store.resize**2 * 3 / 1e6:.0f} MB decoded.",
-        *notes,
         f"{len(data.split.train())} to train, {len(data.split.validation())} to validate, "
         f"{len(data.split.test)} to test; {data.split.folds} fold(s).",
         f"Backbones: {', '.join(chosen) or fitting}.",
@@ -250,7 +266,6 @@ def dry_run(settings: Settings) -> list[str]:
         f"Heads: {', '.join(asked.heads)}.",
         f"Time: {settings.time:g} s in all, exports ({', '.join(settings.export)}) included; "
         f"trials: {settings.trials or 'as many as fit'}.",
-        f"Run folder: {path}.",
     ]
 
 

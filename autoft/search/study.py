@@ -36,12 +36,22 @@ class Study:
         self._asked: dict[int, optuna.trial.Trial] = {}
 
     def propose(
-        self, number: int, seed: int, fixed: Mapping[str, Value] | None = None
+        self,
+        number: int,
+        seed: int,
+        fixed: Mapping[str, Value] | None = None,
+        *,
+        at_random: bool = False,
     ) -> TrialConfig:
-        """Return the configuration of trial `number`, with the `fixed` answers given."""
+        """Return the configuration of trial `number`, with the `fixed` answers given.
+
+        One `at_random` costs a fraction of a millisecond; others grow dearer with every trial.
+        """
         import optuna
 
         sampler: optuna.samplers.BaseSampler = self._sampler(number)
+        if at_random:
+            sampler = optuna.samplers.RandomSampler(self._seed_of(number))
         if fixed:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -58,6 +68,10 @@ class Study:
         trial = self._study.ask()
         self._asked[number] = trial
         self._space.configure(lambda name, range_, _: _suggest(trial, name, range_), config.seed)
+
+    def knows(self, number: int) -> bool:
+        """Tell whether trial `number` was proposed or expected, and has not ended."""
+        return number in self._asked
 
     def forget(self, number: int) -> None:
         """Take back a proposal that was not used."""
@@ -98,8 +112,11 @@ class Study:
                 group=True,
                 constant_liar=True,
                 n_startup_trials=STARTUP_TRIALS,
-                seed=(self._seed * 100_003 + number) % 2**32,
+                seed=self._seed_of(number),
             )
+
+    def _seed_of(self, number: int) -> int:
+        return (self._seed * 100_003 + number) % 2**32
 
 
 def _suggest(trial: optuna.trial.Trial, name: str, range_: Range) -> Value:

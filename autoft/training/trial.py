@@ -1,13 +1,15 @@
 """One trial, top to bottom: build, warm the head, train epoch by epoch, score, keep what scored.
 
-Read `train_trial` first. A strategy that never thaws a stage trains its head on cached features;
-every other trial starts from a head that was fitted the same way (Kumar et al. 2022: a random head
-distorts good features), then trains what the strategy thaws (`tune.py`).
+Read `train_trials` first. Strategies that never thaw a stage train their heads together, on
+features that they share (`together.py`); every other trial starts from a head that was fitted the
+same way (Kumar et al. 2022: a random head distorts good features), then trains what the strategy
+thaws (`tune.py`).
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
 
 import torch
@@ -16,50 +18,114 @@ from autoft.network.adapters import adapt
 from autoft.network.assemble import assemble
 from autoft.network.build import build
 from autoft.network.heads import prior_bias
-from autoft.network.strategy import BoundStrategy, bind
+from autoft.network.strategy import bind
 from autoft.space import check_choices, read_signature
 from autoft.training import checkpoint, recipe
-from autoft.training.evaluate import score_logits
 from autoft.training.features import fingerprint
 from autoft.training.job import Outcome, Reporter, Setup, TrialJob
 from autoft.training.losses import log_prior
 from autoft.training.precision import memory_format
 from autoft.training.probe import NonFiniteLoss
+from autoft.training.together import Built, failure, train_heads
 from autoft.training.tune import tune
-from autoft.training.underway import Trial, after_epoch, class_counts, fit_head
-from autoft.values import Status
+from autoft.training.underway import Trial, class_counts, outcome_of
+
+FEW_STAGES = 4  # of a network that is not built yet, to see whether a strategy thaws any
 
 
 def train_trial(setup: Setup, job: TrialJob, report: Reporter) -> Outcome:
-    """Train one trial and return how it ended.
-
-    Raises:
-        AutoftError: a plugin of the configuration is missing, broken or misused.
-    """
-    trial = _prepare(setup, job, report)
-    checkpoint.start(trial.folder, job, pretrained=trial.pretrained)
-    try:
-        status = tune(trial) if trial.strategy.trains_backbone() else _probe(trial)
-    except NonFiniteLoss as error:
-        outcome = _outcome(trial, "failed", str(error))
-    else:
-        outcome = _outcome(trial, status)
-    checkpoint.finish(trial.folder, outcome)
+    """Train one trial and return how it ended."""
+    (outcome,) = train_trials(setup, (job,), report)
     return outcome
 
 
-def _prepare(setup: Setup, job: TrialJob, report: Reporter) -> Trial:
+def train_trials(
+    setup: Setup, jobs: Sequence[TrialJob], report: Reporter, *, keep: int | None = None
+) -> list[Outcome]:
+    """Train trials and return how each ended; heads that fit together are trained together.
+
+    Of heads trained together the weights of the best `keep` are written (None: of all), and those
+    of the first. Whatever a plugin does wrong in a trial is that trial's failure.
+    """
+    most = len(jobs) if keep is None else keep
+    ended: dict[int, Outcome] = {}
+    for members in _alike(jobs):
+        try:
+            outcomes = _train(setup, members, report, most)
+        except BaseException as error:  # noqa: BLE001 - plugins may raise anything at all
+            outcomes = [failure(job, error) for job in members]
+        ended |= {outcome.number: outcome for outcome in outcomes}
+    return [ended[job.number] for job in jobs]
+
+
+def _alike(jobs: Sequence[TrialJob]) -> list[list[TrialJob]]:
+    """Return the jobs in groups that can begin with the same backbone."""
+    groups: dict[Hashable, list[TrialJob]] = {}
+    for job in jobs:
+        groups.setdefault(_begins_with(job), []).append(job)
+    return list(groups.values())
+
+
+def _begins_with(job: TrialJob) -> Hashable:
+    config = job.config
+    try:
+        strategy = bind(config.strategy, FEW_STAGES)
+        if strategy.trains_backbone():
+            return job.number
+    except BaseException as error:  # noqa: BLE001 - a plugin; it fails again where that is told
+        failure(job, error)
+        return job.number
+    start = repr(config.strategy) if strategy.adapter else strategy.pretrained
+    return config.backbone.name, start, config.seed, job.precision, job.epochs
+
+
+def _train(setup: Setup, jobs: Sequence[TrialJob], report: Reporter, keep: int) -> list[Outcome]:
+    """Train heads together, or by itself each trial whose strategy thaws a stage after all."""
+    began = time.monotonic()
+    built = begin(setup, jobs[0])
+    count = len(built.backbone.stages)
+    strategies = [bind(job.config.strategy, count) for job in jobs]
+    if not any(strategy.trains_backbone() for strategy in strategies):
+        return train_heads(setup, jobs, built, report, keep=keep, began=began)
+    outcomes = [_tune(setup, jobs[0], built, report, began)]
+    for job in jobs[1:]:
+        began = time.monotonic()
+        outcomes.append(_tune(setup, job, begin(setup, job), report, began))
+    return outcomes
+
+
+def begin(setup: Setup, job: TrialJob) -> Built:
+    """Return the backbone of `job` as trials begin with it."""
     config = job.config
     torch.manual_seed(config.seed)
     source = setup.sources[config.backbone.name]
     strategy = bind(config.strategy, 1)
     backbone = build(source, pretrained=strategy.pretrained, image_size=setup.image_size)
     strategy = replace(strategy, num_stages=len(backbone.stages))
-    how = _recipe(strategy, job)
     # Adapters draw random numbers, by which the same backbone would not be known again.
     as_built = fingerprint(backbone.module, setup) if strategy.adapter else ""
     backbone = adapt(backbone, strategy, image_size=setup.image_size)
-    network = assemble(backbone, config.head, len(setup.classes), how.pool, setup.image_size)
+    return Built(backbone, strategy, strategy.pretrained and source.pretrained, as_built)
+
+
+def _tune(setup: Setup, job: TrialJob, built: Built, report: Reporter, began: float) -> Outcome:
+    """Train one trial that trains its backbone, by itself."""
+    trial = prepare(setup, job, built, report, began)
+    checkpoint.start(trial.folder, job, pretrained=trial.pretrained)
+    try:
+        outcome = outcome_of(trial, tune(trial))
+    except NonFiniteLoss as error:
+        outcome = outcome_of(trial, "failed", str(error))
+    checkpoint.finish(trial.folder, outcome)
+    return outcome
+
+
+def prepare(setup: Setup, job: TrialJob, built: Built, report: Reporter, began: float) -> Trial:
+    """Return the trial of `job`, which trains its backbone, ready to begin."""
+    config = job.config
+    check_choices("The recipe", read_signature(recipe.tuning), config.train)
+    how = recipe.tuning(**config.train)  # type: ignore[arg-type]  # checked just above
+    network = assemble(built.backbone, config.head, len(setup.classes), how.pool, setup.image_size)
     if how.balance in ("none", "focal"):  # the others teach scores that the prior has no part in
         prior_bias(network.head, log_prior(class_counts(setup)))
     network.to(setup.device).to(memory_format=memory_format(job.precision))
@@ -69,54 +135,13 @@ def _prepare(setup: Setup, job: TrialJob, report: Reporter) -> Trial:
         setup=setup,
         job=job,
         folder=setup.folder / "trials" / f"{job.number:04d}",
-        backbone=backbone,
+        backbone=built.backbone,
         network=network,
-        strategy=strategy,
+        strategy=built.strategy,
         recipe=how,
         report=report,
         state=checkpoint.State(),
-        pretrained=strategy.pretrained and source.pretrained,
-        fingerprint=as_built,
-        began=time.monotonic(),
-    )
-
-
-def _recipe(strategy: BoundStrategy, job: TrialJob) -> recipe.Recipe:
-    make = recipe.tuning if strategy.trains_backbone() else recipe.probing
-    check_choices("The recipe", read_signature(make), job.config.train)
-    return make(**job.config.train)  # type: ignore[arg-type]  # checked just above
-
-
-def _probe(trial: Trial) -> Status:
-    """Train the head on features of the frozen backbone, scoring after every round."""
-    trial.network.set_rates([0.0] * trial.network.num_stages, norm_mode="frozen")
-    head, held_out = trial.network.head, trial.setup.validation
-    features = torch.from_numpy(trial.features(held_out)).to(trial.device)
-    goes_on = True
-
-    def after_round(index: int, train_loss: float) -> bool:
-        nonlocal goes_on
-        head.eval()
-        with torch.inference_mode():
-            logits = head(features).float().cpu().numpy()
-        head.train()
-        scored = score_logits(trial.setup.metric, held_out.labels, logits)
-        goes_on = after_epoch(trial, index, scored, train_loss)
-        return goes_on
-
-    fit_head(trial, trial.recipe, rounds=trial.job.epochs, after_round=after_round)
-    return "done" if goes_on else "stopped"
-
-
-def _outcome(trial: Trial, status: Status, error: str = "") -> Outcome:
-    state = trial.state
-    usable = status != "failed"
-    return Outcome(
-        number=trial.job.number,
-        status=status if state.scores or status == "failed" else "failed",
-        scores=state.scores,
-        score=state.scores[-1] if usable and state.scores else None,
-        loss=state.loss if usable else None,
-        seconds=state.seconds + time.monotonic() - trial.began,
-        error=error or ("" if state.scores else "no epoch was finished before the deadline"),
+        pretrained=built.pretrained,
+        fingerprint=built.fingerprint,
+        began=began,
     )

@@ -19,98 +19,115 @@ RETRIES = 1  # of a trial whose worker died; it goes on from its last epoch
 
 @dataclass
 class Seat:
-    """A place where a trial runs: a worker, its device, and the job that it works on.
-
-    `deaths` is how often a worker died of that job, `epoch` the last that it reported, and
-    `goes_on` what was answered.
-    """
+    """A place where trials run: a worker, its device, and the jobs that it works on together."""
 
     worker: Worker
     device: str
     threads: int
-    job: TrialJob | None = field(default=None)
-    deaths: int = 0
-    epoch: int = 0
-    goes_on: bool = True
+    jobs: tuple[TrialJob, ...] = ()
+
+
+@dataclass
+class Desk:
+    """What the seats have in common: who is asked, and what was told of which trial.
+
+    `deaths` is how often a worker died of a trial, `told` the last epoch that it reported and
+    what was answered.
+    """
+
+    director: Director
+    setup: Setup
+    deaths: dict[int, int] = field(default_factory=dict)
+    told: dict[int, tuple[int, bool]] = field(default_factory=dict)
 
 
 def run_trials(director: Director, setup: Setup, seats: Sequence[Seat]) -> None:
     """Run the director's trials until it has no more, or was told to stop.
 
-    A trial whose worker died is tried once more. A worker that dies again, and a trial that
-    hangs, cost that trial and no more.
+    A trial whose worker died is tried once more, and by itself. A worker that dies again, and a
+    trial that hangs, cost that trial and no more.
     """
+    desk = Desk(director, setup)
     while not director.cancelled:
         for seat in seats:
-            if seat.job is None:
-                _give(director, seat, setup)
-        busy = [seat for seat in seats if seat.job is not None]
+            if not seat.jobs:
+                seat.jobs = director.next_jobs()
+                _send(desk, seat)
+        busy = [seat for seat in seats if seat.jobs]
         if not busy:
             return
         wait([seat.worker.pipe for seat in busy], LOOK_EVERY)
         for seat in busy:
-            _look(director, seat, setup)
+            _look(desk, seat)
     for seat in seats:
-        if seat.job is not None:
-            seat.job = None
+        if seat.jobs:
+            seat.jobs = ()
             seat.worker.kill()
 
 
-def _give(director: Director, seat: Seat, setup: Setup) -> None:
-    seat.job, seat.deaths, seat.epoch, seat.goes_on = director.next_job(), 0, 0, True
-    if seat.job is not None:
-        _send(seat, setup, seat.job)
+def _send(desk: Desk, seat: Seat) -> None:
+    if seat.jobs:
+        setup = replace(desk.setup, device=seat.device, threads=seat.threads)
+        seat.worker.send(tasks.train, setup, seat.jobs)
 
 
-def _send(seat: Seat, setup: Setup, job: TrialJob) -> None:
-    seat.worker.send(tasks.train, replace(setup, device=seat.device, threads=seat.threads), job)
-
-
-def _look(director: Director, seat: Seat, setup: Setup) -> None:
-    job = seat.job
-    assert job is not None
+def _look(desk: Desk, seat: Seat) -> None:
+    jobs = seat.jobs
     message = seat.worker.receive(0.0)
-    while message is not None and seat.job is job:
-        _handle(director, seat, setup, message)
-        message = seat.worker.receive(0.0) if seat.job is job else None
-    if seat.job is job and time.time() > job.deadline + GRACE:
+    while message is not None and seat.jobs is jobs:
+        _handle(desk, seat, message)
+        message = seat.worker.receive(0.0) if seat.jobs is jobs else None
+    if seat.jobs is jobs and time.time() > max(job.deadline for job in jobs) + GRACE:
         seat.worker.restart()
-        _end(director, seat, Outcome(job.number, "failed", error="it hung past its deadline"))
+        _fail(desk, seat, "it hung past its deadline")
 
 
-def _handle(director: Director, seat: Seat, setup: Setup, message: Message) -> None:
-    job = seat.job
-    assert job is not None
+def _handle(desk: Desk, seat: Seat, message: Message) -> None:
     if message.kind == "report":
-        seat.worker.answer(_goes_on(director, seat, message.content))
+        seat.worker.answer(_goes_on(desk, message.content))
     elif message.kind == "result":
-        _end(director, seat, message.content)
+        _end(desk, seat, message.content)
     elif message.kind == "died":
-        _bury(director, seat, setup, job, str(message.content))
+        _bury(desk, seat, str(message.content))
     elif message.kind in {"error", "bug"}:
-        _end(director, seat, Outcome(job.number, "failed", error=str(message.content)[-500:]))
+        _fail(desk, seat, str(message.content)[-500:])
 
 
-def _goes_on(director: Director, seat: Seat, report: Report) -> bool:
+def _goes_on(desk: Desk, report: Report) -> bool:
     """Pass a report on, unless a worker that died since had sent it already."""
-    if report.epoch > seat.epoch:
-        seat.epoch, seat.goes_on = report.epoch, director.on_report(report)
-    return seat.goes_on
+    epoch, goes_on = desk.told.get(report.number, (0, True))
+    if report.epoch > epoch:
+        goes_on = desk.director.on_report(report)
+        desk.told[report.number] = report.epoch, goes_on
+    return goes_on
 
 
-def _bury(director: Director, seat: Seat, setup: Setup, job: TrialJob, cause: str) -> None:
-    """Put another worker in the place of one that died, and try its trial again or give it up."""
+def _bury(desk: Desk, seat: Seat, cause: str) -> None:
+    """Put another worker in the place of one that died, and try its trials again or give up."""
     seat.worker.restart()
-    seat.deaths += 1
-    if seat.deaths > RETRIES:
-        twice = f"it was tried {seat.deaths} times, the last time {cause}"
-        _end(director, seat, Outcome(job.number, "failed", error=twice))
+    jobs = seat.jobs
+    if len(jobs) > 1:
+        which, again = f"Trials {jobs[0].number} to {jobs[-1].number}", "Each is tried by itself."
+        desk.director.emit("note", text=f"{which}: {cause}. {again}")
+        desk.deaths |= {job.number: 1 for job in jobs}
+        seat.jobs = ()
+        desk.director.take_back(jobs)
+        return
+    number = jobs[0].number
+    deaths = desk.deaths[number] = desk.deaths.get(number, 0) + 1
+    if deaths > RETRIES:
+        _fail(desk, seat, f"it was tried {deaths} times, the last time {cause}")
         return
     again = "It is tried once more, from the last epoch that it finished."
-    director.emit("note", text=f"Trial {job.number}: {cause}. {again}")
-    _send(seat, setup, job)
+    desk.director.emit("note", text=f"Trial {number}: {cause}. {again}")
+    _send(desk, seat)
 
 
-def _end(director: Director, seat: Seat, outcome: Outcome) -> None:
-    seat.job = None
-    director.on_outcome(outcome)
+def _fail(desk: Desk, seat: Seat, why: str) -> None:
+    _end(desk, seat, [Outcome(job.number, "failed", error=why) for job in seat.jobs])
+
+
+def _end(desk: Desk, seat: Seat, outcomes: Sequence[Outcome]) -> None:
+    seat.jobs = ()
+    for outcome in outcomes:
+        desk.director.on_outcome(outcome)

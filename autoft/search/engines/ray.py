@@ -47,7 +47,7 @@ class Bridge:
     """What Ray's trials are to our director, and what the director raised while Ray called it."""
 
     director: Director
-    jobs: dict[str, TrialJob] = field(default_factory=dict)
+    jobs: dict[str, tuple[TrialJob, ...]] = field(default_factory=dict)
     placed: set[str] = field(default_factory=set)
     reports: dict[int, dict[int, Report]] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)
@@ -57,19 +57,21 @@ class Bridge:
         """Give nothing to Ray's pickles of the experiment: they are never read."""
         return {}
 
-    def suggest(self, trial_id: str) -> TrialJob | None:
-        """Return the next job for Ray's trial, or None where there is none."""
-        job = self.director.next_job()
-        if job is not None:
-            self.jobs[trial_id] = job
-        return job
+    def suggest(self, trial_id: str) -> tuple[TrialJob, ...]:
+        """Return the next jobs for Ray's trial, which may be none."""
+        jobs = self.director.next_jobs()
+        if jobs:
+            self.jobs[trial_id] = jobs
+        return jobs
 
     def on_result(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """Pass a report on; tell whether the trial shall go on."""
-        if "report" not in result:  # it is the outcome
-            return True
-        report = Report(**json.loads(result["report"]))
-        known = self.reports.setdefault(self.jobs[trial_id].number, {})
+        """Pass reports on; tell whether Ray's trial shall go on."""
+        told = [Report(**each) for each in json.loads(result.get("reports", "[]"))]
+        answers = [self._on_report(report) for report in told]  # of all, whatever the first is
+        return all(answers)
+
+    def _on_report(self, report: Report) -> bool:
+        known = self.reports.setdefault(report.number, {})
         if report.epoch in known:  # its actor died before the epoch's state was on the disk
             return True
         known[report.epoch] = report
@@ -79,33 +81,39 @@ class Bridge:
         return goes_on and self.raised is None
 
     def on_end(self, trial_id: str, result: dict[str, Any] | None, *, error: bool) -> None:
-        """Pass on how a trial ended: by itself, stopped at a rung, or with its actor."""
-        job = self.jobs.pop(trial_id, None)
-        if job is None or self.director.cancelled:
+        """Pass on how trials ended: by themselves, stopped at a rung, or with their actor."""
+        jobs = self.jobs.pop(trial_id, None)
+        if jobs is None or self.director.cancelled:
             return
-        told = json.loads((result or {}).get("outcome", "null"))
+        told = json.loads((result or {}).get("outcomes", "null"))
         with self._holding():
             if told is not None:
-                outcome = Outcome(**{**told, "scores": tuple(told["scores"])})
+                outcomes = [Outcome(**{**each, "scores": tuple(each["scores"])}) for each in told]
+            elif error and len(jobs) > 1:  # it may be one of them that ends the actor
+                self.director.take_back(jobs)
+                return
             elif error:
                 why = f"its Ray actor failed twice: {self.errors.get(trial_id, '')}"
-                outcome = Outcome(job.number, "failed", error=why)
+                outcomes = [Outcome(job.number, "failed", error=why) for job in jobs]
             else:
-                outcome = self._stopped(job.number)
-            self.director.on_outcome(outcome)
+                outcomes = [self._stopped(job.number) for job in jobs]
+            for outcome in outcomes:
+                self.director.on_outcome(outcome)
 
     def must_end(self) -> bool:
         """Tell whether Ray must end everything now; give up what ran past its deadline."""
         if self.director.cancelled or self.raised is not None:
             return True
-        if not self.jobs or time.time() < max(j.deadline for j in self.jobs.values()) + GRACE:
+        deadlines = [job.deadline for jobs in self.jobs.values() for job in jobs]
+        if not deadlines or time.time() < max(deadlines) + GRACE:
             return False
         late, self.jobs = self.jobs, {}
-        for trial_id, job in late.items():
+        for trial_id, jobs in late.items():
             no_room = "no node of the Ray cluster had room for it before its deadline"
             reason = "it hung past its deadline" if trial_id in self.placed else no_room
             with self._holding():
-                self.director.on_outcome(Outcome(job.number, "failed", error=reason))
+                for job in jobs:
+                    self.director.on_outcome(Outcome(job.number, "failed", error=reason))
         return True
 
     def _stopped(self, number: int) -> Outcome:
@@ -169,30 +177,39 @@ def run_trials(director: Director, setup: Setup, count: int, allow_gpu: bool) ->
 
 
 def _train(config: dict[str, Any], setup: Setup) -> None:
-    """Run one trial inside a Ray actor, on the GPU that Ray gave it, if any."""
+    """Run trials inside a Ray actor, on the GPU that Ray gave it, if any.
+
+    Ray takes its time for a report: those of trials that train together are told a round at once.
+    """
     import ray
     import torch
     from ray import tune
 
     ended = False
+    held: list[dict[str, Any]] = []
 
     def report(state: Report) -> bool:
         nonlocal ended
+        held.append(asdict(state))
+        if len(held) < len(config["jobs"]):
+            return True
         try:
-            tune.report({"report": json.dumps(asdict(state))})
+            tune.report({"reports": json.dumps(held)})
         except SystemExit:
             ended = True
             raise
+        held.clear()
         return True  # Ray ends the trial itself where the scheduler said so
 
     has_gpu = bool(ray.get_gpu_ids()) and torch.cuda.is_available()
     placed = replace(setup, device="cuda:0" if has_gpu else "cpu")
-    outcome = tasks.train(Link(lambda *_: None, report), placed, config["job"])
+    outcomes = tasks.train(Link(lambda *_: None, report), placed, config["jobs"])
     if ended:
         # `tasks.train` took Ray's exit for the trial's failure. Nobody would fetch a report now:
         # it would wait for ever, and the actor could not take another trial.
         sys.exit(0)
-    tune.report({"outcome": json.dumps(asdict(outcome))})
+    told = json.dumps([asdict(outcome) for outcome in outcomes])
+    tune.report({"reports": json.dumps(held), "outcomes": told})
 
 
 @contextmanager
@@ -237,9 +254,8 @@ def _searcher(bridge: Bridge) -> Any:
         """Asks our director; Ray's own saved state is empty and never read."""
 
         def suggest(self, trial_id: str) -> Any:
-            job = bridge.suggest(trial_id)
-            if job is not None:
-                return {"job": job}
+            if jobs := bridge.suggest(trial_id):
+                return {"jobs": jobs}
             return None if bridge.jobs else Searcher.FINISHED
 
         def on_trial_complete(

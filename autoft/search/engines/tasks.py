@@ -10,8 +10,10 @@ from autoft.errors import AutoftError, MachineError, PluginError
 from autoft.network.sources import Source
 from autoft.search.configs import Space, StrategyInfo
 from autoft.search.jobs import Finished, FinishJob
+from autoft.search.policy import KEPT
 from autoft.training.job import Outcome, Ranked, Report, Setup, TrialJob
 from autoft.training.measures import Measured, Sample
+from autoft.training.plan import Room
 
 
 @dataclass(frozen=True)
@@ -136,8 +138,13 @@ def _strategy_info(name: str) -> StrategyInfo:
 
     bound = bind(Part(name), num_stages=4)
     parameters = read_signature(plugins.load("strategy", name))
+    trains = bound.trains_backbone()
     return StrategyInfo(
-        parameters, bound.trains_backbone(), bound.pretrained, _builtin("strategy", name)
+        parameters,
+        trains,
+        bound.pretrained,
+        _builtin("strategy", name),
+        trains and bound.frozen_prefix() > 0,
     )
 
 
@@ -185,12 +192,12 @@ def check(sources: Sequence[Source], image_size: int) -> None:
         build(replace(source, weights=""), pretrained=False, image_size=image_size)
 
 
-def rank(link: Link, setup: Setup, label: str) -> Ranked:
-    """Measure one backbone."""
-    from autoft.training.rank import rank_backbone
+def rank(link: Link, setup: Setup, label: str, limit: int) -> Ranked:
+    """Measure one backbone on at most `limit` images of each part (0: as many as count)."""
+    from autoft.training.rank import MAX_IMAGES, rank_backbone
 
     _use_threads(setup)
-    return rank_backbone(setup, label, link.progress)
+    return rank_backbone(setup, label, link.progress, limit or MAX_IMAGES)
 
 
 def measure_pixels(link: Link, setup: Setup, sample: Sample, repeats: int) -> Measured:
@@ -219,18 +226,12 @@ def mirroring_keeps_labels(link: Link, setup: Setup, ranked: Ranked) -> bool:
     return measure(setup, ranked)
 
 
-def train(link: Link, setup: Setup, job: TrialJob) -> Outcome:
-    """Train one trial; whatever a plugin does wrong in it is the trial's failure."""
-    from autoft.training.trial import train_trial
+def train(link: Link, setup: Setup, jobs: Sequence[TrialJob]) -> list[Outcome]:
+    """Train trials; whatever a plugin does wrong in one is that trial's failure."""
+    from autoft.training.trial import train_trials
 
     _use_threads(setup)
-    try:
-        return train_trial(setup, job, link.report)
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:  # noqa: BLE001 - a trial's plugins may raise anything at all
-        told = (str(error).strip() or repr(error)).splitlines()[0]
-        return Outcome(job.number, "failed", error=f"{type(error).__name__}: {told[:500]}")
+    return train_trials(setup, jobs, link.report, keep=KEPT)
 
 
 def finish(link: Link, setup: Setup, job: FinishJob) -> Finished:
@@ -246,3 +247,18 @@ def _use_threads(setup: Setup) -> None:
 
     if torch.get_num_threads() != setup.threads:
         torch.set_num_threads(setup.threads)
+
+
+def room(link: Link, device: str) -> Room:
+    """Measure how much a trial may keep of what its frozen stages give."""
+    from autoft.training.plan import room_of
+
+    return room_of(device)
+
+
+def measure_speeds(link: Link, setup: Setup, label: str) -> Ranked:
+    """Time a backbone; its weights are not looked for, and random ones are as fast."""
+    from autoft.training.rank import speed_of
+
+    _use_threads(setup)
+    return speed_of(setup, label)

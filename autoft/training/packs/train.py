@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from autoft.training import probe
 from autoft.training.losses import make_loss
-from autoft.training.packs.forms import form_of
+from autoft.training.packs.forms import Form, form_of
 from autoft.training.packs.pack import Pack
 from autoft.training.packs.size import best_pack_size, most_in_memory
 from autoft.training.packs.stacks import Member
@@ -102,8 +102,8 @@ def train_pack(  # noqa: PLR0913 (data, recipes and what is asked for by name)
     `counts` (C,) are the images of each class, for the losses; `weights` (N,), of mean 1, scale
     the loss of each image (None: all are 1). After each of `rounds` equal parts `after_round` is
     told what those that train together have come to, and says which go on. A head whose loss is
-    no longer a number ends alone; the others do not notice. Torch's own random numbers stay where
-    they are.
+    no longer a number, or that raises, ends alone; the others do not notice. Torch's own random
+    numbers stay where they are.
     """
     if len(recipes) != len(heads):
         raise ValueError(f"{len(heads)} heads and {len(recipes)} recipes; expected as many")
@@ -127,7 +127,7 @@ def _divided(
     """Return the heads that train together, pack by pack, and those that train alone."""
     alike: dict[tuple[int, int], list[Member]] = {}
     for position, head, recipe in given:
-        form = form_of(head, data.features.shape[1])
+        form = _form(head, data.features.shape[1])
         if form is not None and recipe.head_lr > 0 and data.features.dtype == torch.float32:
             key = (min(recipe.batch_size, len(data.features)), len(form.weight))
             alike.setdefault(key, []).append(Member(position, head, form, recipe))
@@ -137,6 +137,14 @@ def _divided(
         packs += [part for part in _parts(members, most) if len(part) > 1]
     stacked = {each.position for part in packs for each in part}
     return packs, [each for each in given if each[0] not in stacked]
+
+
+def _form(head: nn.Module, num_features: int) -> Form | None:
+    """Return the form of a head; None where it cannot even be asked: training it says why."""
+    try:
+        return form_of(head, num_features)
+    except Exception:  # noqa: BLE001 - a head of somebody else may raise anything at all
+        return None
 
 
 def _fastest(members: list[Member], classes: int, batch: int, features: Tensor) -> int:
@@ -238,6 +246,7 @@ def _held_out_logits(pack: Pack, features: Tensor | None) -> tuple[Tensor | None
 def _alone(position: int, head: nn.Module, recipe: Recipe, data: Data) -> PackOutcome:
     """Train one head by itself, and return how it ended."""
     outcome, since = PackOutcome(), time.perf_counter()
+    not_its_own: list[BaseException] = []
 
     def told(index: int, loss: float) -> bool:
         nonlocal outcome, since
@@ -248,7 +257,11 @@ def _alone(position: int, head: nn.Module, recipe: Recipe, data: Data) -> PackOu
         seconds = outcome.seconds + time.perf_counter() - since
         outcome = PackOutcome(index, loss, seconds)
         now = Round(index, (position,), (loss,), (logits,), (seconds,))
-        goes_on = data.after_round is None or bool(data.after_round(now)[0])
+        try:
+            goes_on = data.after_round is None or bool(data.after_round(now)[0])
+        except BaseException as error:
+            not_its_own.append(error)
+            raise
         since = time.perf_counter()
         return goes_on
 
@@ -264,7 +277,16 @@ def _alone(position: int, head: nn.Module, recipe: Recipe, data: Data) -> PackOu
             rounds=data.rounds,
             after_round=told,
         )
-    except probe.NonFiniteLoss as error:
+    except BaseException as error:  # a head of somebody else may raise anything at all
+        if error in not_its_own or isinstance(error, KeyboardInterrupt):
+            raise
+        told_of = str(error) if isinstance(error, probe.NonFiniteLoss) else in_words(error)
         seconds = outcome.seconds + time.perf_counter() - since
-        return replace(outcome, seconds=seconds, error=str(error))
+        return replace(outcome, seconds=seconds, error=told_of)
     return outcome
+
+
+def in_words(error: BaseException) -> str:
+    """Return what a plugin raised, on one line."""
+    told = (str(error).strip() or repr(error)).splitlines()[0]
+    return f"{type(error).__name__}: {told[:500]}"
