@@ -154,6 +154,21 @@ def test_kept_in_fp32_the_scores_are_those_of_running_again(
     assert own_cache.exists() == (mode == "disk")
 
 
+@pytest.mark.parametrize("model", SMALL)
+def test_kept_in_bf16_the_scores_are_close_to_those_of_running_again(
+    setup, fixed, own_cache, tmp_path, model
+) -> None:
+    depth = len(build(setup.sources[model], pretrained=False, image_size=64).stages) // 2
+    bf16 = Precision(bf16=True, channels_last=True)
+    again, kept = (
+        trained(setup, tmp_path / mode, replace(job(model, how, lr=1e-4), precision=bf16))
+        for mode, how in {"a": Sharing("rerun", depth, 2), "b": Sharing("disk", depth, 2)}.items()
+    )
+    assert sharing_of(kept[2])["why"] == ""
+    assert kept[0].score == pytest.approx(again[0].score, abs=0.1)
+    assert kept[0].loss == pytest.approx(again[0].loss, rel=0.1)
+
+
 @pytest.mark.shared
 @pytest.mark.parametrize("label", REAL)
 def test_kept_activations_of_real_weights_give_the_same_trial(

@@ -30,7 +30,7 @@ from autoft.training.precision import autocast, place
 from autoft.training.rowstore import Number
 from autoft.training.underway import Trial
 
-AGREE = 1e-3  # of the largest logit: what a tail and the whole network may differ by
+AGREE, AGREE_BF16 = 1e-3, 5e-2  # of the largest feature: so far may tail and whole differ
 
 
 class CannotShare(Exception):
@@ -76,12 +76,15 @@ class Behind(nn.Module):
         self._tail = (tail,)  # in a tuple: its modules are those of the network
         self._crossing = tuple(crossing)
 
-    def forward(self, rows: Tensor) -> Tensor:
-        """Map what crosses the cut, (N, W), to logits (N, C)."""
+    def features(self, rows: Tensor) -> Tensor:
+        """Map what crosses the cut, (N, W), to what the head takes, (N, num_features)."""
         parts = torch.split(rows, [each.width for each in self._crossing], dim=1)
         given = [each.whole(part) for each, part in zip(self._crossing, parts, strict=True)]
-        features = self.network.pool.after(lambda: self._tail[0](*given))
-        logits: Tensor = self.network.head(features)
+        return self.network.pool.after(lambda: self._tail[0](*given))
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Map what crosses the cut, (N, W), to logits (N, C)."""
+        logits: Tensor = self.network.head(self.features(rows))
         return logits
 
 
@@ -103,7 +106,7 @@ class Shared:
         images = noise(trial.network.backbone, 2, trial.setup.image_size)
         self._crossing = _crossing(trial, self.through(images))
         self.model = Behind(trial.network, tail, self._crossing)
-        _check(trial.network, self.model, images, self._flat(images))
+        self._check(images)
         self._kept = Activations(
             self._computed, self._key, sharing.mode, trial.device, exact=sharing.exact
         )
@@ -163,6 +166,25 @@ class Shared:
         with autocast(precision, device):
             given: tuple[Tensor, ...] = self._prefix(place(images, precision, device))
         return given
+
+    @torch.no_grad()
+    def _check(self, images: Tensor) -> None:
+        """Refuse a tail whose features are not the whole network's: a pooling may look further.
+
+        Raises:
+            CannotShare: says by how much they differ.
+        """
+        network, precision = self._trial.network, self._trial.job.precision
+        with evaluating(network), autocast(precision, self._trial.device):
+            try:
+                whole = network.features(place(images, precision, self._trial.device)).float()
+                found = self.model.features(self._flat(images)).float()
+            except PluginError as error:
+                raise CannotShare(str(error)) from error
+        apart = float((whole - found).abs().max())
+        share = AGREE_BF16 if precision.bf16 else AGREE
+        if not apart <= share * max(float(whole.abs().max()), 1e-6):
+            raise CannotShare(f"behind the cut its features differ by {apart:.3g}")
 
     def _key(self, view: View, dtype: Number) -> str:
         trial = self._trial
@@ -245,20 +267,3 @@ def _crossing(trial: Trial, given: Sequence[Tensor]) -> tuple[Crossing, ...]:
     return tuple(
         Crossing(tuple(each.shape[1:]), each.dtype, last and each.ndim == 4) for each in given
     )
-
-
-@torch.no_grad()
-def _check(network: Network, behind: Behind, images: Tensor, rows: Tensor) -> None:
-    """Refuse a tail whose logits are not those of the whole network: a pooling may look further.
-
-    Raises:
-        CannotShare: says by how much they differ.
-    """
-    with evaluating(network):
-        try:
-            whole, found = network(images), behind(rows)
-        except PluginError as error:
-            raise CannotShare(str(error)) from error
-    apart = float((whole - found).abs().max())
-    if not apart <= AGREE * max(float(whole.abs().max()), 1.0):
-        raise CannotShare(f"behind the cut its logits differ by {apart:.3g}")
