@@ -555,6 +555,35 @@ def test_an_error_of_a_worker_keeps_its_kind(kind, tmp_path) -> None:
         prepare.rank(Settings(dataset="d"), setup, call, lambda *_, **__: None, 60.0)
 
 
+def test_a_few_images_tell_which_backbones_are_worth_a_pass_over_all(tmp_path) -> None:
+    first = {"a": 0.90, "b": 0.91, "c": 0.88, "d": 0.80, "e": 0.99}
+    looked: list[tuple[str, int]] = []
+
+    def call(_task, _setup, label: str, limit: int) -> Ranked:
+        looked.append((label, limit))
+        if label == "e":
+            return Ranked("e", error="why", exit_code=DataError.exit_code)
+        probe = first[label] if limit else {"a": 0.95, "b": 0.93}[label]
+        return Ranked(label, probe=probe, images=limit or 3000, source="in1k")
+
+    def near(images: int) -> list[str]:
+        looked.clear()
+        rows = np.arange(images)
+        part = Images(rows, rows)
+        sources = {label: Source(label, label) for label in first}
+        setup = Setup(tmp_path, None, (), part, part, sources, 64, "accuracy", "cpu", 1)
+        found = prepare.rank(Settings(dataset="d"), setup, call, lambda *_, **__: None, 60.0)
+        return [each.label for each in found[1]]
+
+    few = prepare.FEW
+    first["d"] = 0.70
+    assert near(2 * few + 1) == ["a", "b", "c"]  # d is far behind, e cannot be used
+    assert looked == [*((label, few) for label in "abcde"), ("b", 0), ("a", 0)]
+    first["a"] = first["c"] = 0.84
+    near(2 * few + 1)
+    assert looked[5:] == [("b", 0)]  # nothing else may be as good
+
+
 # --- the embedded backbone ----------------------------------------------------------------------
 
 MINI = prepare.EMBEDDED
@@ -592,7 +621,7 @@ def ranking(
         Settings(dataset="d", **settings), RunFolder(folder), lambda _: None, None, 0
     )
     usable, near = prepare.rank(
-        session.settings, setup, lambda _task, _setup, label: known[label], session.emit, 60.0
+        session.settings, setup, lambda _task, _setup, label, _: known[label], session.emit, 60.0
     )
     events = RunFolder(folder).events()
     notes = [event["text"] for event in events if event["kind"] == "note"]

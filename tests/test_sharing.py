@@ -373,3 +373,20 @@ def test_without_room_anywhere_the_prefix_runs_again(
     )
     assert outcome.scores == pytest.approx(whole[0].scores, abs=0.05)
     assert "not kept" in notes[-1]
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(
+    setup, fixed, own_cache, tmp_path, monkeypatch
+) -> None:
+    how = Sharing("disk", bound_depth(setup, "test_resnet"), 1)
+    whole = trained(setup, tmp_path / "a", job("test_resnet", how))
+    shutil.rmtree(own_cache)
+    own_cache.write_text("a file where a folder should be")
+    notes = []
+    outcome = train_trial(
+        replace(setup, folder=tmp_path / "b"),
+        job("test_resnet", how),
+        lambda r: notes.append(r.note) or True,
+    )
+    assert outcome.scores == whole[0].scores
+    assert "cannot be written" in notes[-1]

@@ -21,6 +21,7 @@ MAX_EPOCHS = 20
 MIN_STEPS = 300  # a full trial of a small data set gets at least so many optimiser steps
 FULL_SHARE = 0.25  # of the time for trials: what one full fine-tune may take ...
 FULL_EPOCHS = 3  # ... but that share may be doubled to reach so many epochs
+TAIL_SHARE = 0.12  # what a trial may take that runs a tail alone: it is one of many
 SCRATCH_SHARE = 0.5  # where all there is are random or weak weights: they want more epochs
 NOMINAL_BATCH = 32
 USUAL_AUGMENT = "crop_flip"  # where a configuration does not say
@@ -47,7 +48,7 @@ class Budget:
     _pace: float = 1.0
     _head_seconds: float = HEAD_SECONDS
     first: bool = True  # no trial has ended yet
-    _planned: dict[str, int] = field(default_factory=dict)
+    _planned: dict[tuple[str, int], int] = field(default_factory=dict)
     _taught: bool = False  # by a trial that trained a backbone
 
     def left(self) -> float:
@@ -64,7 +65,7 @@ class Budget:
         """Return the number of epochs for `config`; 0 where it would not fit."""
         if not trains_backbone:
             return HEAD_ROUNDS if self.first or self.left() > self._head_seconds else 0
-        affordable = self._fitting(config, self.full_epochs(config.backbone.name))
+        affordable = self._fitting(config, self.full_epochs(config))
         return max(affordable, int(self.first or self._worth_a_try(config)))
 
     def expected(self, config: TrialConfig, epochs: int, trains_backbone: bool) -> float:
@@ -103,17 +104,31 @@ class Budget:
         self._taught = self._taught or bool(outcome.scores) or pace > self._pace
         self._pace = 0.5 * self._pace + 0.5 * pace
 
-    def plan(self, backbone: str, epochs: int) -> None:
-        """Remember the epochs of a full trial of `backbone` from an earlier command."""
-        self._planned[backbone] = max(epochs, self._planned.get(backbone, 0))
+    def plan(self, config: TrialConfig, epochs: int) -> None:
+        """Remember the epochs of a trial of an earlier command."""
+        key = self._key(config)
+        self._planned[key] = max(epochs, self._planned.get(key, 0))
 
-    def full_epochs(self, label: str) -> int:
-        """Return the epochs of a full trial: per backbone always the same: rungs compare."""
-        if label not in self._planned:
-            self._planned[label] = self._affordable_epochs(label)
-        return self._planned[label]
+    def full_epochs(self, config: TrialConfig) -> int:
+        """Return the epochs of a trial that is not stopped.
 
-    def _affordable_epochs(self, label: str) -> int:
+        They are the same for all trials of a backbone that freeze as much of it: rungs compare.
+        """
+        key = label, frozen = self._key(config)
+        if key not in self._planned:
+            affordable = self.whole_epochs(label)
+            self._planned[key] = self._tail_epochs(config, affordable) if frozen else affordable
+        return self._planned[key]
+
+    def _key(self, config: TrialConfig) -> tuple[str, int]:
+        """Return what trials have in common that have as many epochs."""
+        label = config.backbone.name
+        ranked = self.ranked.get(label)
+        known = ranked is not None and ranked.costs is not None
+        return label, frozen_stages(config, ranked.num_stages) if ranked and known else 0
+
+    def whole_epochs(self, label: str) -> int:
+        """Return the epochs that a trial of the whole backbone affords."""
         whole = self._whole_epoch(self.ranked[label]) * self._pace
         time_for_trials = self.deadline - self.began
         starts = next(iter(self.ranked.values())), self.ranked[label]
@@ -121,9 +136,21 @@ class Budget:
         share = SCRATCH_SHARE if knows_little else FULL_SHARE
         affordable = int(share * time_for_trials / whole)
         stretched = min(FULL_EPOCHS, int(2 * share * time_for_trials / whole))
+        return max(1, min(self._most_epochs(), max(affordable, stretched)))
+
+    def _tail_epochs(self, config: TrialConfig, least: int) -> int:
+        """Return the epochs that a trial of a tail affords, which are cheaper than whole ones."""
+        time_for_trials = self.deadline - self.began
+        fit = (
+            epochs
+            for epochs in range(self._most_epochs(), least, -1)
+            if self.expected(config, epochs, True) <= TAIL_SHARE * time_for_trials
+        )
+        return next(fit, least)
+
+    def _most_epochs(self) -> int:
         steps = max(1, self.train_images // NOMINAL_BATCH)
-        most = max(MAX_EPOCHS, -(-MIN_STEPS // steps))
-        return max(1, min(most, max(affordable, stretched)))
+        return max(MAX_EPOCHS, -(-MIN_STEPS // steps))
 
     def _fitting(self, config: TrialConfig, most: int) -> int:
         """Return how many of `most` epochs fit into what is left of the time."""

@@ -45,6 +45,7 @@ class Director:
     _first: deque[Mapping[str, Value]] = field(default_factory=deque)
     _race: halving.Race = field(default_factory=halving.Race)
     _tried: set[str] = field(default_factory=set)
+    _told: set[str] = field(default_factory=set)
     _with_weights: set[int] = field(default_factory=set)
     _next_number: int = 0
     _nothing_fits: bool = False
@@ -59,7 +60,7 @@ class Director:
             self._tried.add(_key(result.config))
             if self._trains_backbone(result.config):
                 self._race.note(self._phase(result.config), result.epochs, result.scores)
-                self.budget.plan(result.config.backbone.name, result.epochs)
+                self.budget.plan(result.config, result.epochs)
         finished = {result.number for result in self.results}
         self._with_weights = set(finished)
         started = sorted(int(p.name) for p in (self.folder.path / "trials").iterdir())
@@ -147,6 +148,9 @@ class Director:
             score=report.score,
             train_loss=report.train_loss,
         )
+        if report.note and report.note not in self._told:
+            self._told.add(report.note)
+            self.emit("note", text=f"Trial {report.number}: {report.note}.")
         if self.cancelled:
             return False
         if not self._trains_backbone(job.config):
@@ -180,13 +184,16 @@ class Director:
         self.results.append(result)
         self._with_weights.add(result.number)
         self.study.tell(result)
-        self.budget.learn(job, outcome, self._trains_backbone(job.config))
+        trains = self._trains_backbone(job.config)
+        expected = self.budget.expected(job.config, max(1, len(outcome.scores)), trains)
+        self.budget.learn(job, outcome, trains)
         self.emit(
             "trial_end",
             number=result.number,
             status=result.status,
             score=result.score,
             seconds=result.seconds,
+            expected=round(expected, 2),
             error=result.error,
         )
         ordered = usable(self.results)
@@ -230,6 +237,7 @@ class Director:
         """
         taken: list[TrialConfig] = []
         most = min(room, policy.PACK_MOST) if self.results or self._running else 1
+        self._affordable_first()
         while self._first and len(taken) < most:
             config = self._configured(self._first[0])
             pairs = taken and self._trains_backbone(config)
@@ -242,6 +250,21 @@ class Director:
             if self._trains_backbone(config):
                 break
         return taken
+
+    def _affordable_first(self) -> None:
+        """Bring what is next in the portfolio forward that takes no large bite of the time left.
+
+        Where there is much time, that is the first: the order stays.
+        """
+        for place, answers in enumerate(self._first):
+            config = self._configured(answers)
+            trains = self._trains_backbone(config)
+            epochs = self.budget.epochs(config, trains)
+            seconds = self.budget.expected(config, epochs, trains)
+            if epochs and seconds <= policy.BITE * self.budget.left():
+                del self._first[place]
+                self._first.appendleft(answers)
+                return
 
     def _heads(self, backbone: str, count: int, number: int) -> list[TrialConfig]:
         """Propose `count` heads on one backbone, as the trials from `number` on."""

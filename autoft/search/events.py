@@ -15,7 +15,7 @@ Kind = Literal[
     "regime",  # name, text
     "trial_start",  # number, backbone, strategy, head, epochs
     "epoch",  # number, epoch, epochs, score
-    "trial_end",  # number, status, score, seconds, error
+    "trial_end",  # number, status, score, seconds, expected (seconds), error
     "best",  # number, score
     "finish",  # the contents of result.json
 ]

@@ -199,7 +199,7 @@ def _costed(
         validation_images=len(setup.validation),
         room=room,
     )
-    epochs = budget.full_epochs(best.label)
+    epochs = budget.whole_epochs(best.label)
     space = replace(space, backbones=tuple(each.label for each in ranked), usual=usual_of(ranked))
     labels = data.catalog.labels[data.split.fold != TEST]
     prior = portfolio(space, judge(labels, None, (), weights=True, weak=best.weak), ranked)

@@ -62,6 +62,7 @@ RECIPES: Mapping[str, tuple[Answers, ...]] = {
         HALF,
         SHALLOW,
         HIGH,
+        DEEP,
         MEASURED,
         LEARNING,
         NORMS,
@@ -71,9 +72,9 @@ RECIPES: Mapping[str, tuple[Answers, ...]] = {
         LATER,
         ADAPTED,
     ),
-    "large-similar": (FULL, HALF, HIGH, LATER, GRADUAL, NORMS, MEASURED, ADAPTED, EARLY),
+    "large-similar": (FULL, HALF, DEEP, HIGH, LATER, GRADUAL, NORMS, MEASURED, ADAPTED, EARLY),
     "large-dissimilar": (LEARNING, FULL, SHALLOW, SCRATCH, GRADUAL, MEASURED, EARLY, NORMS, LATER),
-    "ambiguous": (HALF, FULL, HIGH, NORMS, MEASURED, GRADUAL, ADAPTED, LATER, EARLY),
+    "ambiguous": (HALF, FULL, DEEP, HIGH, NORMS, MEASURED, GRADUAL, ADAPTED, LATER, EARLY),
     "weak-weights": (EVENLY, SCRATCH, FASTER, SLOWER, ALL_STAGES, FIXED_STEM, GRADUAL),
     "no-weights": (SCRATCH,),
 }
@@ -87,7 +88,9 @@ def portfolio(space: Space, regime: Profile, ranked: Sequence[Ranked]) -> Iterat
     other recipes, and every strategy that has had no turn, but for training from scratch.
     """
     best, recipes = ranked[0].label, RECIPES[regime.name]
-    wanted: list[Answers] = [{**PROBE, "backbone": each.label} for each in ranked[:3]]
+    # Of those that only a few images were looked at of, features would have to be made first.
+    known = [each for each in ranked[:3] if each.images >= ranked[0].images]
+    wanted: list[Answers] = [{**PROBE, "backbone": each.label} for each in known]
     heads = (*HEADS, *({**PROBE, "head": name} for name in sorted(space.third_party_heads)))
     theirs: list[Answers] = [
         {"strategy": n} for n, info in space.strategies.items() if not info.builtin

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from autoft.errors import MachineError
 from autoft.training import plan
 from autoft.training.job import Mode, Rows
 from autoft.training.rowstore import (
@@ -68,7 +69,7 @@ class Activations:
         self._mode = mode
         self._device = device
         self._exact = exact
-        self._held: dict[View, _Held] = {}
+        self._opened: dict[tuple[View, bytes], Read] = {}
         self.note = ""
 
     def is_kept(self, rows: Rows, view: View) -> bool:
@@ -82,19 +83,23 @@ class Activations:
             NoPlace: there is no room for them.
         """
         rows = np.unique(rows)
-        if view in self._held and self._held[view].has(rows):
-            return self._held[view].read
+        if (known := self._opened.get((view, rows.tobytes()))) is not None:
+            return known
         try:
-            reader = self._reader(view)
-            fresh, written = self._fill(rows, view, reader)
+            read = self._open(rows, view)
         except _TooLarge:
             self._exact = True  # fp16 does not hold these numbers
-            return self.ready(rows, view)
+            read = self._open(rows, view)
+        self._opened[view, rows.tobytes()] = read
+        return read
+
+    def _open(self, rows: Rows, view: View) -> Read:
+        reader = self._reader(view)
+        fresh, written = self._fill(rows, view, reader)
         reader = self._reader(view) if written else reader
         if self._mode == "disk" and written and reader is not None:
             return self._from_disk(reader, view)
-        self._held[view] = self._gathered(rows, view, reader, fresh)
-        return self._held[view].read
+        return self._gathered(rows, view, reader, fresh).read
 
     def _reader(self, view: View) -> RowReader | None:
         return find_rows(KIND, self._key(view, self._dtype))
@@ -128,11 +133,14 @@ class Activations:
 
     def _write(self, rows: Rows, values: Values, view: View) -> bool:
         layout = Layout((values.shape[1:],), self._dtype)
-        with writing(KIND, self._key(view, self._dtype), rows, layout) as writer:
-            writer.add(values)
-            written = writer.publish()
+        try:
+            with writing(KIND, self._key(view, self._dtype), rows, layout) as writer:
+                writer.add(values)
+                written, why = writer.publish(), "has no room"
+        except MachineError as error:
+            written, why = False, f"cannot be written ({error})"
         if not written:
-            self.note = "the cache has no room for what the frozen stages give: it stays in memory"
+            self.note = f"the cache {why}: what its frozen stages give stays in memory"
         return written
 
     def _check_memory(self, size: int) -> None:
@@ -177,9 +185,6 @@ class _Held:
 
     rows: Rows
     values: Tensor
-
-    def has(self, rows: Rows) -> bool:
-        return bool(np.isin(rows, self.rows).all())
 
     def read(self, rows: Rows) -> Tensor:
         places = torch.from_numpy(np.searchsorted(self.rows, rows))

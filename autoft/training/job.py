@@ -139,7 +139,8 @@ class Ranked:
     Speeds are images per second: forward in its best format, forward in fp32 on
     the CPU, and trained whole; `timings` has the last of every format that was tried. `uncut`
     says why a frozen prefix cannot be split off (empty: it can), `map_seen` whether there is a
-    map of several positions to pool. `costs` are those of its stages (None: not measured).
+    map of several positions to pool. It was measured on `images` of the data. `costs` are those
+    of its stages (None: not measured).
     """
 
     label: str
@@ -160,6 +161,7 @@ class Ranked:
     source: str = ""
     license: str = ""
     costs: Costs | None = None
+    images: int = 0
     seconds: float = 0.0
     error: str = ""
     exit_code: int = 0

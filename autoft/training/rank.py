@@ -79,6 +79,7 @@ def _measure(setup: Setup, label: str, progress: Progress, limit: int) -> Ranked
         "balanced_probe": metrics.score("balanced_accuracy", labels, probed),
         "balanced_knn": metrics.score("balanced_accuracy", labels, near),
         **_made_of(backbone),
+        "images": len(images),
         "map_seen": _shows_map(backbone, setup, network),
         "pretrained": source.pretrained,
         "source": backbone.source,
