@@ -26,6 +26,7 @@ SCRATCH_SHARE = 0.5  # where all there is are random or weak weights: they want 
 NOMINAL_BATCH = 32
 USUAL_AUGMENT = "crop_flip"  # where a configuration does not say
 DOUBTED = 3.0  # times too slow a backbone may be said to be, until one was trained
+MOVES = 3.0  # times the pace so far is the most that one trial says
 START_SECONDS = 1.0  # to build a network and fit its head, before the first epoch
 NO_ROOM = Room(0, 0, 0, 1.0)
 
@@ -49,6 +50,7 @@ class Budget:
     _head_seconds: float = HEAD_SECONDS
     first: bool = True  # no trial has ended yet
     _planned: dict[tuple[str, int], int] = field(default_factory=dict)
+    _frozen: dict[str, int] = field(default_factory=dict)
     _taught: bool = False  # by a trial that trained a backbone
 
     def left(self) -> float:
@@ -102,6 +104,8 @@ class Budget:
         if not outcome.scores:  # cut off: the first epoch takes longer than this, if it says more
             pace = max(pace, self._pace)
         self._taught = self._taught or bool(outcome.scores) or pace > self._pace
+        # What one trial took may be a busy moment, or features that had to be made first.
+        pace = min(max(pace, self._pace / MOVES), self._pace * MOVES)
         self._pace = 0.5 * self._pace + 0.5 * pace
 
     def plan(self, config: TrialConfig, epochs: int) -> None:
@@ -125,7 +129,7 @@ class Budget:
         label = config.backbone.name
         ranked = self.ranked.get(label)
         known = ranked is not None and ranked.costs is not None
-        return label, frozen_stages(config, ranked.num_stages) if ranked and known else 0
+        return label, self._cut(config) if known else 0
 
     def whole_epochs(self, label: str) -> int:
         """Return the epochs that a trial of the whole backbone affords."""
@@ -181,7 +185,7 @@ class Budget:
         ranked = self.ranked[config.backbone.name]
         twice = 2 if config.train.get("sam") else 1
         if ranked.costs is not None:
-            costs, cut = ranked.costs, frozen_stages(config, ranked.num_stages)
+            costs, cut = ranked.costs, self._cut(config)
             costs = replace(costs, tail=tuple(twice * each for each in costs.tail))
             work = self.work(config.train, epochs)
             return START_SECONDS + plan.seconds(costs, cut, work, self.room)
@@ -195,10 +199,17 @@ class Budget:
             self.train_images,
             self.validation_images,
             epochs,
-            int(train.get("batch_size", NOMINAL_BATCH)),
             train.get("augment", USUAL_AUGMENT) != "none",
             train.get("mix", "none") != "none",
         )
+
+    def _cut(self, config: TrialConfig) -> int:
+        """Return how many leading stages stay frozen; the answer is remembered."""
+        ranked = self.ranked[config.backbone.name]
+        key = repr((config.strategy, ranked.num_stages))
+        if key not in self._frozen:
+            self._frozen[key] = frozen_stages(config, ranked.num_stages)
+        return self._frozen[key]
 
 
 def frozen_stages(config: TrialConfig, num_stages: int) -> int:

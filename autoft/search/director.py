@@ -100,8 +100,18 @@ class Director:
                 return tuple(self._start(config, epochs) for config in configs)
             for place in range(len(configs)):
                 self.study.forget(self._next_number + place)
+        self._say_why()
         self._nothing_fits = True  # until a trial ends: an idle seat asks several times a second
         return ()
+
+    def _say_why(self) -> None:
+        """Say so where the search ends before its time for want of anything that may gain."""
+        if not self._running and not policy.order(self.results, self.space, lambda _: 1.0):
+            self.emit(
+                "note",
+                text=f"The last {policy.EXHAUSTED} trials of every kind gained nothing: the "
+                f"search ends before its time.",
+            )
 
     def take_back(self, jobs: Sequence[TrialJob]) -> None:
         """Take back trials whose worker died while it trained them together.
@@ -112,6 +122,15 @@ class Director:
             self._unfinished.append(self._running.pop(job.number))
             self._by_itself.add(job.number)
         self._nothing_fits = False
+
+    def end(self) -> None:
+        """Tell of trials that were taken back and for which no time was left."""
+        late = [job for job in self._unfinished if job.number in self._by_itself]
+        for job in late if not self.cancelled else ():
+            self._unfinished.remove(job)
+            self._running[job.number] = job
+            why = "its worker died, and no time was left to try it by itself"
+            self.on_outcome(Outcome(job.number, "failed", error=why))
 
     def _room(self) -> int:
         """Return how many trials may start now."""

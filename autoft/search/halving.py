@@ -58,10 +58,13 @@ def unit_of(steps: int) -> int:
 
 @dataclass
 class Race:
-    """The scores that were reached at rungs; `unit` epochs count as one."""
+    """The scores that were reached at rungs; `unit` epochs count as one.
+
+    Trials of other lengths meet at a rung: what counts is how much they were trained.
+    """
 
     unit: int = 1
-    _reached: dict[tuple[int, int, str], list[float]] = field(default_factory=dict)
+    _reached: dict[tuple[int, str], list[float]] = field(default_factory=dict)
 
     def goes_on(self, phase: str, epochs: int, epoch: int, score: float) -> bool:
         """Note a score at `epoch` of `epochs`; tell whether the trial goes on."""
@@ -80,4 +83,4 @@ class Race:
 
     def _at(self, phase: str, epochs: int, epoch: int) -> list[float]:
         alike = phase if races_alike(epoch, epochs) else ""
-        return self._reached.setdefault((epochs, epoch, alike), [])
+        return self._reached.setdefault((epoch, alike), [])

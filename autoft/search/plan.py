@@ -233,7 +233,7 @@ def _ranking(settings: Settings, setup: Setup, ranked: Sequence[Ranked]) -> floa
 
 def _features(setup: Setup, ranked: Sequence[Ranked]) -> int:
     count = len(setup.train) + len(setup.validation)
-    return sum(2 * each.costs.bytes[-1] * count for each in ranked if each.costs)
+    return sum(each.costs.bytes[-1] * count for each in ranked if each.costs)
 
 
 def _phases(
@@ -282,7 +282,7 @@ WHY: Mapping[str, str] = {
 def _ways(costs: Costs | None, setup: Setup, epochs: int, room: Room) -> tuple[Way, ...]:
     if costs is None:
         return ()
-    work = Work(len(setup.train), len(setup.validation), epochs, BATCH, True, False)
+    work = Work(len(setup.train), len(setup.validation), epochs, True, False)
     return tuple(_way(costs, cut, work, room) for cut in range(1, len(costs.bytes) - 1))
 
 

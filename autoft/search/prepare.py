@@ -150,8 +150,10 @@ def rank(
         measured.append(_rank_one(label, setup, call, emit, few))
     failed = [each for each in measured if each.error]
     usable = sorted((each for each in measured if not each.error), key=_order)
-    if few:
-        usable = _looked_at_again(usable, setup, call, emit)
+    if few and usable:
+        again = _looked_at_again(usable, setup, call, emit, until)
+        failed += [each for each in again if each.error]
+        usable = [each for each in again if not each.error]
     if failed and (settings.backbones or not usable):
         raise error_of(failed[0].exit_code, failed[0].error)  # the embedded one is last
     begins_weak = [each.label for each in usable] == [EMBEDDED] and usable[0].weak
@@ -162,20 +164,24 @@ def rank(
 
 
 def _looked_at_again(
-    usable: Sequence[Ranked], setup: Setup, call: Call, emit: Emit
+    usable: Sequence[Ranked], setup: Setup, call: Call, emit: Emit, until: float
 ) -> list[Ranked]:
     """Rank the best, and what may be as good, on all images; the others come after these.
 
-    Their features are needed anyway: heads are trained on them.
+    Their features are needed anyway: heads are trained on them. After `until` (monotonic) only
+    the best is.
     """
     close = [
         each
         for place, each in enumerate(usable[:FINALISTS])
         if place == 0 or each.probe >= usable[0].probe - UNSURE
     ]
-    again = [_rank_one(each.label, setup, call, emit, 0) for each in close]
-    fine = sorted((each for each in again if not each.error), key=_order)
-    return [*fine, *(each for each in usable if each not in close)]
+    again: list[Ranked] = []
+    for each in close:
+        if not again or time.monotonic() < until:
+            again.append(_rank_one(each.label, setup, call, emit, 0))
+    done = {each.label for each in again}
+    return [*sorted(again, key=_order), *(e for e in usable if e.label not in done)]
 
 
 def _keep_sources(setup: Setup, usable: Sequence[Ranked]) -> dict[str, Source]:
@@ -214,7 +220,7 @@ def _rank_one(label: str, setup: Setup, call: Call, emit: Emit, limit: int) -> R
         text=ranked.error,
         measured=asdict(ranked),
     )
-    if ranked.uncut:
+    if ranked.uncut and limit != FEW:  # said once
         emit(
             "note", text=f"{label}: {ranked.uncut} What its frozen stages compute cannot be kept."
         )

@@ -215,11 +215,13 @@ def _run_trials(
     if session.settings.engine == "ray":
         allow_gpu = session.settings.device != "cpu"
         ray.run_trials(director, replace(setup, threads=threads), count, allow_gpu)
+        director.end()
         return
     seats = [Seat(first, devices[0], threads)]
     seats += [Seat(Worker(), devices[i % len(devices)], threads) for i in range(1, count)]
     try:
         run_trials(director, setup, seats)
+        director.end()
     finally:
         for seat in seats[1:]:
             seat.worker.close()

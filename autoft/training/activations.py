@@ -6,6 +6,7 @@ cache; where there is no room it stays in memory. What is damaged is computed ag
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -31,9 +32,14 @@ from autoft.training.rowstore import (
 KIND = "activations"
 CHUNK = 2048  # images that are computed and written at once
 SPARED = 0.5  # of the free memory is left alone
+OPEN = 2  # views are open on disk at once: the one that trains and the images held out
 
 Read = Callable[[Rows], Tensor]
 """Returns (B, W) of rows (B,), as they are kept."""
+
+
+class OutOfTime(Exception):
+    """It is too late to compute a view."""
 
 
 class NoPlace(Exception):
@@ -48,11 +54,18 @@ class View:
     number: int = 0
 
 
+def is_kept(key: str, rows: Rows) -> bool:
+    """Tell whether all of `rows` are in the cache under `key`."""
+    reader = find_rows(KIND, key)
+    return reader is not None and not len(np.setdiff1d(rows, reader.rows))
+
+
 class Activations:
     """What one prefix gives, of several views; `note` says what went wrong ("": nothing).
 
     `compute` returns fp32 (N, W) of rows (N,) in a view; it may be called from another thread.
     `key` names what it returns for a view and a number format. With `exact` numbers stay fp32.
+    Nothing more is computed after the time `until` (seconds since 1970).
     """
 
     def __init__(
@@ -63,42 +76,47 @@ class Activations:
         device: torch.device,
         *,
         exact: bool,
+        until: float,
     ) -> None:
         self._compute = compute
         self._key = key
         self._mode = mode
         self._device = device
-        self._exact = exact
+        self.exact = exact
+        self._until = until
         self._opened: dict[tuple[View, bytes], Read] = {}
         self.note = ""
-
-    def is_kept(self, rows: Rows, view: View) -> bool:
-        """Tell whether all of `rows` are in the cache."""
-        return not len(self._missing(rows, self._reader(view)))
 
     def ready(self, rows: Rows, view: View) -> Read:
         """Have all of `rows` computed, and return what reads them.
 
         Raises:
             NoPlace: there is no room for them.
+            OutOfTime: it is too late to compute them.
         """
         rows = np.unique(rows)
-        if (known := self._opened.get((view, rows.tobytes()))) is not None:
+        if (known := self._opened.pop((view, rows.tobytes()), None)) is not None:
+            self._opened[view, rows.tobytes()] = known  # the latest is last
             return known
         try:
             read = self._open(rows, view)
         except _TooLarge:
-            self._exact = True  # fp16 does not hold these numbers
+            self.exact = True  # fp16 does not hold these numbers
             read = self._open(rows, view)
+        if self._mode == "disk" and len(self._opened) >= OPEN:
+            del self._opened[next(iter(self._opened))]  # files of a view that is read no more
         self._opened[view, rows.tobytes()] = read
         return read
 
+    def close(self) -> None:
+        """Let go of files and memory."""
+        self._opened.clear()
+
     def _open(self, rows: Rows, view: View) -> Read:
+        fresh = self._fill(rows, view)
         reader = self._reader(view)
-        fresh, written = self._fill(rows, view, reader)
-        reader = self._reader(view) if written else reader
-        if self._mode == "disk" and written and reader is not None:
-            return self._from_disk(reader, view)
+        if self._mode == "disk" and not fresh and not len(self._missing(rows, reader)):
+            return self._read_with(reader, view)
         return self._gathered(rows, view, reader, fresh).read
 
     def _reader(self, view: View) -> RowReader | None:
@@ -106,26 +124,28 @@ class Activations:
 
     @property
     def _dtype(self) -> Number:
-        return "float32" if self._exact else "float16"
+        return "float32" if self.exact else "float16"
 
     def _missing(self, rows: Rows, reader: RowReader | None) -> Rows:
         return np.unique(rows) if reader is None else np.setdiff1d(rows, reader.rows)
 
-    def _fill(self, rows: Rows, view: View, reader: RowReader | None) -> tuple[list[_Held], bool]:
-        """Compute what of `rows` is missing; return it, and whether all of it is on disk now."""
-        missing = self._missing(rows, reader)
-        fresh, written = list[_Held](), True
+    def _fill(self, rows: Rows, view: View) -> list[_Held]:
+        """Compute what of `rows` is missing; return what is to be held, or is not on disk."""
+        missing = self._missing(rows, self._reader(view))
+        fresh, written = list[_Held](), self._mode != "ram"
         for start in range(0, len(missing), CHUNK):
+            if time.time() > self._until:
+                raise OutOfTime
             chunk = missing[start : start + CHUNK]
             values = self._as_kept(self._compute(chunk, view))
-            written = written and self._mode != "ram" and self._write(chunk, values, view)
+            written = written and self._write(chunk, values, view)
             if not written or self._mode != "disk":
                 self._check_memory(values.nbytes)
                 fresh.append(_Held(chunk, torch.from_numpy(values)))
-        return fresh, written
+        return fresh
 
     def _as_kept(self, values: NDArray[np.float32]) -> Values:
-        if self._exact:
+        if self.exact:
             return values
         if not fits_half(values):
             raise _TooLarge
@@ -147,14 +167,17 @@ class Activations:
         if size > (1 - SPARED) * plan.free_memory():
             raise NoPlace("neither the cache nor the memory has room for it")
 
-    def _from_disk(self, reader: RowReader, view: View) -> Read:
+    def _read_with(self, reader: RowReader | None, view: View) -> Read:
+        """Return what reads rows that were kept, and computes again what is damaged or gone."""
+
         def read(rows: Rows) -> Tensor:
-            try:
-                (values,) = reader.read(rows)
-            except Damaged as error:
-                self.note = f"kept activations were damaged ({error}) and are computed again"
-                values = self._as_kept(self._compute(rows, view))
-            return torch.from_numpy(values)
+            if reader is not None and not len(self._missing(rows, reader)):
+                try:
+                    (values,) = reader.read(rows)
+                    return torch.from_numpy(values)
+                except Damaged as error:
+                    self.note = f"kept activations were damaged ({error}) and are computed again"
+            return torch.from_numpy(self._as_kept(self._compute(rows, view)))
 
         return read
 
@@ -162,17 +185,21 @@ class Activations:
         self, rows: Rows, view: View, reader: RowReader | None, fresh: list[_Held]
     ) -> _Held:
         """Return all of `rows` in one place in memory, or on the device that trains."""
-        parts = list(fresh)
-        known = np.concatenate([each.rows for each in fresh]) if fresh else np.empty(0, np.int64)
-        stored = np.setdiff1d(rows, known)
-        if len(stored):
-            assert reader is not None  # or they would have been computed
-            parts.append(_Held(stored, self._from_disk(reader, view)(stored)))
-        order = np.concatenate([each.rows for each in parts])
-        self._check_memory(sum(each.values.nbytes for each in parts))
-        values = torch.cat([each.values for each in parts])[torch.from_numpy(order.argsort())]
+        known = np.concatenate([each.rows for each in fresh]) if fresh else rows[:0]
+        rest, read = np.setdiff1d(rows, known), self._read_with(reader, view)
+        starts = range(0, len(rest), CHUNK)
+        parts = [each.read for each in fresh] + [read] * len(starts)
+        chunks = [each.rows for each in fresh] + [rest[at : at + CHUNK] for at in starts]
+        whole = None
+        for chunk, part in zip(chunks, parts, strict=True):
+            values = part(chunk)
+            if whole is None:
+                self._check_memory(len(rows) * values[0].nbytes)
+                whole = values.new_empty((len(rows), values.shape[1]))
+            whole[torch.from_numpy(np.searchsorted(rows, chunk))] = values
+        assert whole is not None  # a part has images
         device = self._device if self._mode == "device" else torch.device("cpu")
-        return _Held(np.sort(order), values.to(device))
+        return _Held(rows, whole.to(device))
 
 
 class _TooLarge(Exception):

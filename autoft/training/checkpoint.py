@@ -45,6 +45,8 @@ def start(folder: Path, job: TrialJob, *, pretrained: bool) -> None:
         "head_start": dict(job.head_start),
     }
     write_json_atomic(folder / "config.json", config)
+    if not (folder / LAST).exists():  # it begins anew: so does its curve
+        (folder / "metrics.jsonl").unlink(missing_ok=True)
 
 
 def note_sharing(folder: Path, sharing: Sharing, why: str) -> None:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Hashable, Iterator
 
 import numpy as np
+import timm
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -141,7 +142,8 @@ def as_array(features: Tensor) -> Features:
 def cache_key(network: str, setup: Setup, view: object) -> str:
     """Return what tells this network (its fingerprint), images and view from all others."""
     kind = torch.device(setup.device).type
-    return digest(network, setup.store.key, kind, VERSION, view)
+    libraries = torch.__version__, timm.__version__, np.__version__
+    return digest(network, setup.store.key, kind, libraries, VERSION, view)
 
 
 def fingerprint(module: nn.Module, setup: Setup) -> str:

@@ -21,7 +21,7 @@ from typing import Final
 
 import psutil
 
-from autoft.data.cache.entries import cache_limit
+from autoft.data.cache.entries import cache_limit, entries
 from autoft.data.cache.files import cache_root, existing
 from autoft.training.job import Costs, Mode, Sharing
 
@@ -51,18 +51,16 @@ class Room:
 
 @dataclass(frozen=True)
 class Work:
-    """What a trial has to do: its images, epochs and batch, and what is done to the images.
+    """What a trial has to do: its images and epochs, and what is done to the images.
 
-    `sharers` trials are expected to read the same store, of which `kept` views are there.
+    `kept` views are stored already.
     """
 
     train: int
     validation: int
     epochs: int
-    batch: int
     augmented: bool
     mixed: bool
-    sharers: int = 1
     kept: int = 0
 
 
@@ -79,7 +77,7 @@ def views_for(work: Work) -> int:
 def predict(costs: Costs, cut: int, work: Work, room: Room) -> Mapping[Mode, float]:
     """Return the seconds of a whole trial that freezes `cut` stages, by how it shares them.
 
-    What is made for several sharers counts to each in part. A way that is not possible is absent;
+    A way that is not possible is absent;
     to compute again always is.
     """
     again = costs.prefix[cut] + costs.tail[cut]
@@ -95,8 +93,8 @@ def predict(costs: Costs, cut: int, work: Work, room: Room) -> Mapping[Mode, flo
             costs, cut, work, MEMORY_BANDWIDTH
         )
     if stored <= room.disk:
-        made = _made(costs, cut, work, kept=work.kept) / max(1, work.sharers)
-        written = stored / room.bandwidth / max(1, work.sharers)
+        made = _made(costs, cut, work, kept=work.kept)
+        written = stored / room.bandwidth
         found["disk"] = made + written + _epochs(costs, cut, work, room.bandwidth)
         if needed <= room.device:
             loaded = needed / room.bandwidth
@@ -188,8 +186,10 @@ def free_memory() -> int:
 
 
 def _free_disk() -> int:
+    """Return what may still be kept: what others hold of the cache does not make room."""
     free = shutil.disk_usage(existing(cache_root())).free
-    return int(min(MAY_USE * free, cache_limit()))
+    held = sum(each.bytes for each in entries() if each.held)
+    return int(MAY_USE * max(0, min(free, cache_limit() - held)))
 
 
 def _free_on(device: str) -> int:

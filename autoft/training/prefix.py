@@ -1,7 +1,7 @@
 """The frozen first stages of a trial: cut off, run once for each image and view, and kept.
 
 Only the tail runs in training then. Read `share` first. What cannot be shared is run again in
-every step, and gives the same.
+every step: on views that nobody saw before, so that its numbers are others.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from autoft.looking import evaluating, noise
 from autoft.network.assemble import Network
 from autoft.network.cut import CannotCut, cut
 from autoft.training import checkpoint, plan
-from autoft.training.activations import Activations, Read, View
+from autoft.training.activations import Activations, Read, View, is_kept
 from autoft.training.evaluate import EVALUATION_BATCH
 from autoft.training.features import cache_key
 from autoft.training.job import Rows, Sharing
@@ -97,9 +97,8 @@ class Shared:
         Raises:
             CannotShare: says why.
         """
-        self.sharing = sharing
+        self._sharing = sharing
         self._trial = trial
-        self._network = trial.backbone_as_built()
         prefix, tail = _divided(trial, sharing.cut)
         # Apart from the network, which trains meanwhile; always in eval mode.
         self._prefix = copy.deepcopy(prefix).eval().requires_grad_(False)
@@ -108,18 +107,28 @@ class Shared:
         self.model = Behind(trial.network, tail, self._crossing)
         self._check(images)
         self._kept = Activations(
-            self._computed, self._key, sharing.mode, trial.device, exact=sharing.exact
+            self._computed,
+            self._key,
+            sharing.mode,
+            trial.device,
+            exact=sharing.exact,
+            until=trial.job.deadline,
         )
+
+    @property
+    def sharing(self) -> Sharing:
+        """Return how it is shared, with the number format that turned out to be needed."""
+        return replace(self._sharing, exact=self._kept.exact)
+
+    def close(self) -> None:
+        """Let go of what is kept in memory, of files, and of the network."""
+        self._kept.close()
+        del self._prefix, self.model, self._trial
 
     @property
     def note(self) -> str:
         """Return what went wrong with what was kept, and how it goes on; "" for nothing."""
         return self._kept.note
-
-    def views_kept(self, views: int) -> int:
-        """Return how many of the first `views` views are in the cache already."""
-        rows = self._trial.setup.train.rows
-        return sum(self._kept.is_kept(rows, self._view(number)) for number in range(views))
 
     def train_rows(self, epoch: int) -> Read:
         """Return what reads the training images in the view of `epoch`.
@@ -127,7 +136,7 @@ class Shared:
         Raises:
             NoPlace: there is no room for them.
         """
-        view = self._view(epoch % max(1, self.sharing.views))
+        view = view_of(self._trial, epoch % max(1, self._sharing.views))
         return self._kept.ready(self._trial.setup.train.rows, view)
 
     def held_out(self) -> Iterator[Tensor]:
@@ -140,10 +149,6 @@ class Shared:
         read = self._kept.ready(rows, View())
         for start in range(0, len(rows), EVALUATION_BATCH):
             yield read(rows[start : start + EVALUATION_BATCH])
-
-    def _view(self, number: int) -> View:
-        augment = self._trial.recipe.augment
-        return View(augment, 0 if augment == "none" else number)
 
     def _computed(self, rows: Rows, view: View) -> NDArray[np.float32]:
         """Run the prefix over `rows` (N,) in `view`; return (N, W)."""
@@ -187,10 +192,20 @@ class Shared:
             raise CannotShare(f"behind the cut its features differ by {apart:.3g}")
 
     def _key(self, view: View, dtype: Number) -> str:
-        trial = self._trial
-        how = (trial.job.precision.bf16, trial.job.precision.channels_last, dtype)
-        stages = tuple(map(tuple, trial.backbone.stages[: self.sharing.cut]))
-        return cache_key(self._network, trial.setup, (stages, trial.pre, how, view))
+        return key_of(self._trial, self._sharing.cut, view, dtype)
+
+
+def view_of(trial: Trial, number: int) -> View:
+    """Return a view of the training images of `trial`; without augmentation there is one."""
+    augment = trial.recipe.augment
+    return View(augment, 0 if augment == "none" else number)
+
+
+def key_of(trial: Trial, depth: int, view: View, dtype: Number) -> str:
+    """Return the name of what the first `depth` stages give in a view."""
+    how = (trial.job.precision.bf16, trial.job.precision.channels_last, dtype)
+    stages = tuple(map(tuple, trial.backbone.stages[:depth]))
+    return cache_key(trial.backbone_as_built(), trial.setup, (stages, trial.pre, how, view))
 
 
 def share(trial: Trial) -> tuple[Sharing, Shared | None, str]:
@@ -227,17 +242,20 @@ def _planned(trial: Trial, depth: int) -> Sharing:
         train=len(setup.train),
         validation=len(setup.validation),
         epochs=job.epochs,
-        batch=trial.recipe.batch_size,
         augmented=trial.recipe.augment != "none",
         mixed=trial.recipe.mix != "none",
     )
     chosen = plan.choose(costs, depth, work, plan.room_of(setup.device))
-    if chosen.mode == "rerun":
-        # What earlier trials kept may turn it.
-        views = plan.views_for(work)
-        kept = Shared(trial, Sharing("disk", depth, views)).views_kept(views)
-        chosen = plan.choose(costs, depth, replace(work, kept=kept), plan.room_of(setup.device))
+    if chosen.mode == "rerun" and costs.bytes[depth]:  # what earlier trials kept may turn it
+        work = replace(work, kept=_views_kept(trial, depth, plan.views_for(work)))
+        chosen = plan.choose(costs, depth, work, plan.room_of(setup.device))
     return chosen
+
+
+def _views_kept(trial: Trial, depth: int, views: int) -> int:
+    """Return how many of the first `views` views are in the cache already."""
+    keys = (key_of(trial, depth, view_of(trial, number), "float16") for number in range(views))
+    return sum(is_kept(key, trial.setup.train.rows) for key in keys)
 
 
 def _unfit(trial: Trial, depth: int) -> str:

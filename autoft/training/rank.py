@@ -33,7 +33,7 @@ from autoft.values import Backbone
 
 MAX_IMAGES = 5000
 FLIP_MAY_COST = 0.03
-KIND, MIRROR, STRUCTURE, VERSION = "rank", "mirror", "structure", 7
+KIND, MIRROR, STRUCTURE, VERSION = "rank", "mirror", "structure", 8
 
 Progress = Callable[[str, int, int], None]
 Division = tuple[NDArray[Any], NDArray[Any]]

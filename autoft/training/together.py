@@ -9,7 +9,7 @@ are with them.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,8 +72,8 @@ def train_heads(
     *,
     keep: int,
     began: float,
-) -> list[Outcome]:
-    """Train the heads of `jobs` on frozen features of what was built, and return how each ended.
+) -> Iterator[Outcome]:
+    """Train the heads of `jobs` on frozen features of what was built; yield how each ended.
 
     All have the same backbone, seed, number format and number of epochs. Of the weights those of
     the best `keep` are written, and those of the first, which may be a baseline. The clock runs
@@ -83,12 +83,11 @@ def train_heads(
         checkpoint.start(_folder(setup, job), job, pretrained=built.pretrained)
     poolings: dict[str, Pooling] = {}
     packs: dict[str, list[Trial]] = {}
-    outcomes: list[Outcome] = []
     for job in jobs:
         try:
             trial = _begin(setup, job, built, poolings, report)
         except BaseException as error:  # noqa: BLE001 - plugins may raise anything at all
-            outcomes.append(failure(job, error))
+            yield failure(job, error)
         else:
             packs.setdefault(trial.network.pool.kind, []).append(trial)
     share = (time.monotonic() - began) / len(jobs)
@@ -97,10 +96,9 @@ def train_heads(
         try:
             _train(seats)
         except BaseException as error:  # noqa: BLE001 - as above: of what these heads share
-            outcomes += [failure(trial.job, error) for trial in trials]
+            yield from (failure(trial.job, error) for trial in trials)
         else:
-            outcomes += _ended(seats, keep)
-    return outcomes
+            yield from _ended(seats, keep)
 
 
 def failure(job: TrialJob, error: BaseException) -> Outcome:
@@ -202,12 +200,11 @@ def _told(seat: Seat, now: Round, place: int) -> bool:
     return seat.goes_on
 
 
-def _ended(seats: Sequence[Seat], keep: int) -> list[Outcome]:
+def _ended(seats: Sequence[Seat], keep: int) -> Iterator[Outcome]:
     """Write the weights that may be asked for, and how each trial ended."""
     fine = [seat.trial for seat in seats if not seat.error]
     best = sorted(fine, key=lambda each: (-each.state.scores[-1], each.state.loss or 0.0))
     kept = {each.job.number for each in (*best[:keep], *fine[:1])}
-    outcomes = []
     for seat in seats:
         trial = seat.trial
         seat.pay()
@@ -216,5 +213,4 @@ def _ended(seats: Sequence[Seat], keep: int) -> list[Outcome]:
         status: Status = "done" if seat.goes_on else "stopped"
         outcome = outcome_of(trial, "failed" if seat.error else status, seat.error)
         checkpoint.finish(trial.folder, outcome)
-        outcomes.append(outcome)
-    return outcomes
+        yield outcome

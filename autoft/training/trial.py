@@ -9,7 +9,7 @@ thaws (`tune.py`).
 from __future__ import annotations
 
 import time
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -51,10 +51,11 @@ def train_trials(
     ended: dict[int, Outcome] = {}
     for members in _alike(jobs):
         try:
-            outcomes = _train(setup, members, report, most)
+            for outcome in _train(setup, members, report, most):
+                ended[outcome.number] = outcome
         except BaseException as error:  # noqa: BLE001 - plugins may raise anything at all
-            outcomes = [failure(job, error) for job in members]
-        ended |= {outcome.number: outcome for outcome in outcomes}
+            late = (job for job in members if job.number not in ended)
+            ended |= {job.number: failure(job, error) for job in late}
     return [ended[job.number] for job in jobs]
 
 
@@ -79,19 +80,21 @@ def _begins_with(job: TrialJob) -> Hashable:
     return config.backbone.name, start, config.seed, job.precision, job.epochs
 
 
-def _train(setup: Setup, jobs: Sequence[TrialJob], report: Reporter, keep: int) -> list[Outcome]:
+def _train(
+    setup: Setup, jobs: Sequence[TrialJob], report: Reporter, keep: int
+) -> Iterator[Outcome]:
     """Train heads together, or by itself each trial whose strategy thaws a stage after all."""
     began = time.monotonic()
     built = begin(setup, jobs[0])
     count = len(built.backbone.stages)
     strategies = [bind(job.config.strategy, count) for job in jobs]
     if not any(strategy.trains_backbone() for strategy in strategies):
-        return train_heads(setup, jobs, built, report, keep=keep, began=began)
-    outcomes = [_tune(setup, jobs[0], built, report, began)]
+        yield from train_heads(setup, jobs, built, report, keep=keep, began=began)
+        return
+    yield _tune(setup, jobs[0], built, report, began)
     for job in jobs[1:]:
         began = time.monotonic()
-        outcomes.append(_tune(setup, job, begin(setup, job), report, began))
-    return outcomes
+        yield _tune(setup, job, begin(setup, job), report, began)
 
 
 def begin(setup: Setup, job: TrialJob) -> Built:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Generator
 from contextlib import nullcontext
@@ -14,10 +15,11 @@ from torch import Tensor, nn
 
 from autoft.data.views import Batch, training_batches
 from autoft.training import checkpoint, recipe
-from autoft.training.activations import NoPlace, Read
+from autoft.training.activations import NoPlace, OutOfTime, Read
 from autoft.training.average import Average
 from autoft.training.evaluate import Scored, evaluate, logits_of, score_logits
 from autoft.training.gradients import BATCHES, relative_norms
+from autoft.training.job import Sharing
 from autoft.training.losses import Loss
 from autoft.training.memory import MicroBatches
 from autoft.training.optim import make_optimizer, set_learning_rates
@@ -36,7 +38,7 @@ class Tuning:
     """What training a backbone holds beside the trial; `anchor` is where its weights began.
 
     `shared` gives what the frozen stages make of the images (None: they run in every step), and
-    each epoch takes one of `views` views (0: new ones).
+    each epoch takes one of `views` views (0: new ones). `noted` is what is written of that.
     """
 
     trial: Trial
@@ -45,6 +47,7 @@ class Tuning:
     anchor: dict[str, Tensor]
     shared: Shared | None = None
     views: int = 0
+    noted: Sharing | None = None
     micro: MicroBatches = field(default_factory=MicroBatches)
     average: Average | None = None
 
@@ -58,14 +61,19 @@ def tune(trial: Trial) -> Status:
     """
     tuning = _begin(trial)
     trial.apply_rates(trial.state.epoch / trial.job.epochs)
-    while trial.state.epoch < trial.job.epochs:
-        train_loss = _epoch(tuning)
-        if train_loss is None:
-            return "stopped"
-        if not _score(tuning, train_loss):
-            return "stopped"
-        state = tuning.average.state() if tuning.average else {}
-        checkpoint.save_last(trial.folder, trial.network, tuning.optimizer, trial.state, state)
+    try:
+        while trial.state.epoch < trial.job.epochs:
+            train_loss = _epoch(tuning)
+            if train_loss is None or not _score(tuning, train_loss):
+                return "stopped"
+            state = tuning.average.state() if tuning.average else {}
+            checkpoint.save_last(trial.folder, trial.network, tuning.optimizer, trial.state, state)
+    except OutOfTime:
+        return "stopped"
+    finally:
+        if tuning.shared:
+            tuning.shared.close()
+            gc.collect()  # graphs and what they are of hold each other: memory would pile up
     return "done"
 
 
@@ -80,7 +88,7 @@ def _begin(trial: Trial) -> Tuning:
     network.set_rates([1.0] * network.num_stages)  # whatever a plugin left frozen
     if trial.state.epoch == 0 and trial.pretrained and how.head_first:
         fit_head(trial, _of_head(trial))
-    tuning = Tuning(trial, optimizer, trial.loss(how), anchor, shared, sharing.views)
+    tuning = Tuning(trial, optimizer, trial.loss(how), anchor, shared, sharing.views, sharing)
     if how.ema:
         steps = trial.job.epochs * steps_per_epoch(len(trial.setup.train), how.batch_size)
         tuning.average = Average(network, steps)
@@ -130,8 +138,13 @@ def _held_out(tuning: Tuning) -> Scored | None:
 
 def _give_up(tuning: Tuning, error: NoPlace) -> None:
     """Go on without what was shared: the views stay, so that the numbers do."""
+    trial, shared = tuning.trial, tuning.shared
+    assert shared is not None
+    rerun = replace(shared.sharing, mode="rerun")
+    shared.close()
     tuning.shared = None
-    tuning.trial.note = f"what its frozen stages give is not kept: {error}"
+    trial.note = f"what its frozen stages give is not kept: {error}"
+    checkpoint.note_sharing(trial.folder, rerun, str(error))
 
 
 def _epoch(tuning: Tuning) -> float | None:
@@ -154,6 +167,9 @@ def _epoch(tuning: Tuning) -> float | None:
     trial.micro_batch = tuning.micro.size
     if tuning.shared and tuning.shared.note:
         trial.note = tuning.shared.note
+    if tuning.shared and tuning.shared.sharing != tuning.noted:  # fp16 did not hold it
+        tuning.noted = tuning.shared.sharing
+        checkpoint.note_sharing(trial.folder, tuning.noted, "")
     return float(total) / steps
 
 

@@ -27,8 +27,8 @@ class Trial:
     """Everything that one trial holds while it runs.
 
     `fingerprint` is that of the backbone as it was built, "" until it is asked for;
-    `gradient_norms` are what the strategy
-    asked to be told of the stages, measured last; `note` is what the user is to be told of it.
+    `gradient_norms` are what the strategy asked to be told of the stages, measured last; `note` is
+    what the user is to be told of it.
     """
 
     setup: Setup
@@ -89,13 +89,7 @@ def class_counts(setup: Setup) -> NDArray[np.float64]:
     return counts.astype(np.float64)
 
 
-def fit_head(
-    trial: Trial,
-    recipe: Recipe,
-    *,
-    rounds: int = 1,
-    after_round: probe.AfterRound | None = None,
-) -> None:
+def fit_head(trial: Trial, recipe: Recipe) -> None:
     """Train the head alone on features of the backbone as it is.
 
     Raises:
@@ -111,8 +105,6 @@ def fit_head(
         loss=trial.loss(recipe),
         seed=trial.job.config.seed,
         weights=torch.from_numpy(train.loss_weights()).to(trial.device),
-        rounds=rounds,
-        after_round=after_round,
     )
 
 

@@ -477,7 +477,7 @@ def planner(setup: Setup, rounds: int) -> Iterator[Line]:
         backbone = built(small, model, FORMAT)
         frozen = bind(Part("freeze", {"depth": depth}), len(backbone.stages)).frozen_prefix()
         costs = _costs(backbone, small)
-        work = plan.Work(len(small.train), len(small.validation), epochs, 32, True, False)
+        work = plan.Work(len(small.train), len(small.validation), epochs, True, False)
         chosen = plan.choose(costs, frozen, work, plan.room_of("cpu"))
         views = plan.views_for(work)
         spent = {mode: Spent() for mode in ("rerun", "ram", "disk")}
