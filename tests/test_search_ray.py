@@ -44,20 +44,27 @@ def setup(photos, tiny_weights, tmp_path) -> Setup:
 
 
 def make_director(
-    setup: Setup, watch: Watch, *, trials: int, best: float, seconds: float = 300.0
+    setup: Setup,
+    watch: Watch,
+    *,
+    trials: int,
+    best: float,
+    seconds: float = 300.0,
+    ended: int = 2,
+    images: int = 72,
 ) -> Director:
-    """A director of full fine-tunes, two of which ended with `best` at every rung."""
+    """A director of full fine-tunes, of which some ended with `best` at every rung."""
     names = Names(("full",), ("linear",), True, True)
     space = replace(tasks.describe(names).space, backbones=(BACKBONE,))
     folder = RunFolder(setup.folder)
-    for number in range(2):
+    for number in range(ended):
         config = space.default({}, number)
         scores = (best,) * EPOCHS
         folder.append_trial(
             TrialResult(number, config, "done", scores, best, 0.1, 1.0, "", EPOCHS)
         )
     ranked = {BACKBONE: Ranked(BACKBONE, images_per_second=500.0, trained_per_second=200.0)}
-    budget = Budget(time.time() + seconds, 2 + trials, ranked, 72, 24)
+    budget = Budget(time.time() + seconds, ended + trials, ranked, images, 24)
     study = Study(space, 0)
     director = Director(
         folder, space, study, budget, 0, (), lambda kind, **data: watch(kind, data)
@@ -97,11 +104,12 @@ def test_a_trial_stopped_at_its_rung_leaves_its_actor_to_the_next(setup) -> None
         if kind == "epoch":
             seen.update(actors())
 
-    director = make_director(setup, watch, trials=3, best=1.5)
+    # An epoch of fewer steps than 50 is none that rungs count.
+    director = make_director(setup, watch, trials=3, best=1.5, ended=3, images=1600)
     ray.run_trials(director, setup, 1, False)
-    ended = director.results[2:]
+    ended = director.results[3:]
     assert [(r.number, r.status, len(r.scores), r.error) for r in ended] == [
-        (number, "stopped", 1, "") for number in (2, 3, 4)
+        (number, "stopped", 1, "") for number in (3, 4, 5)
     ]
     assert len(seen) == 1
     assert not list(setup.folder.rglob("last.safetensors"))
