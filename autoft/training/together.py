@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from autoft.network.assemble import Network
 from autoft.network.heads import build_head, features_of, prior_bias
@@ -44,12 +45,13 @@ class Built:
 
 @dataclass
 class Seat:
-    """One trial in a pack: how it is getting on, and the seconds that it is yet to be charged.
+    """One trial in a pack and its head: how it gets on, and the seconds it is yet to be charged.
 
     `trained` are those of its training so far; `goes_on` is what was answered last.
     """
 
     trial: Trial
+    head: nn.Module
     owes: float
     trained: float = 0.0
     error: str = ""
@@ -81,22 +83,22 @@ def train_heads(
     """
     for job in jobs:
         checkpoint.start(_folder(setup, job), job, pretrained=built.pretrained)
-    poolings: dict[str, Pooling] = {}
-    packs: dict[str, list[Trial]] = {}
+    networks: dict[str, Network] = {}
+    packs: dict[str, list[tuple[Trial, nn.Module]]] = {}
     for job in jobs:
         try:
-            trial = _begin(setup, job, built, poolings, report)
+            trial, head = _begin(setup, job, built, networks, report)
         except BaseException as error:  # noqa: BLE001 - plugins may raise anything at all
             yield failure(job, error)
         else:
-            packs.setdefault(trial.network.pool.kind, []).append(trial)
+            packs.setdefault(trial.network.pool.kind, []).append((trial, head))
     share = (time.monotonic() - began) / len(jobs)
-    for trials in packs.values():
-        seats = [Seat(trial, share) for trial in trials]
+    for members in packs.values():
+        seats = [Seat(trial, head, share) for trial, head in members]
         try:
             _train(seats)
         except BaseException as error:  # noqa: BLE001 - as above: of what these heads share
-            yield from (failure(trial.job, error) for trial in trials)
+            yield from (failure(seat.trial.job, error) for seat in seats)
         else:
             yield from _ended(seats, keep)
 
@@ -116,30 +118,31 @@ def _begin(
     setup: Setup,
     job: TrialJob,
     built: Built,
-    poolings: dict[str, Pooling],
+    networks: dict[str, Network],
     report: Reporter,
-) -> Trial:
-    """Put a new head on the backbone; trials share it, and the poolings."""
+) -> tuple[Trial, nn.Module]:
+    """Return a trial and its new head; trials of one pooling have the network in common."""
     config = job.config
     check_choices("The recipe", read_signature(recipe.probing), config.train)
     how = recipe.probing(**config.train)  # type: ignore[arg-type]  # checked just above
     kind = "stages" if features_of(config.head) == "stages" else how.pool
-    if kind not in poolings:
-        poolings[kind] = Pooling(built.backbone, kind, setup.image_size)
-    pool = poolings[kind]
+    known = networks.get(kind)
+    pool = known.pool if known else Pooling(built.backbone, kind, setup.image_size)
     torch.manual_seed(config.seed)
     head = build_head(config.head, pool.num_features, len(setup.classes))
     if how.balance in ("none", "focal"):  # the others teach scores that the prior has no part in
         prior_bias(head, log_prior(class_counts(setup)))
-    network = Network(built.backbone, head, pool)
-    network.to(setup.device).to(memory_format=memory_format(job.precision))
-    network.set_rates([0.0] * network.num_stages, norm_mode="frozen")
-    return Trial(
+    head.to(setup.device)
+    if known is None:
+        known = networks[kind] = Network(built.backbone, head, pool)
+        known.to(setup.device).to(memory_format=memory_format(job.precision))
+        known.set_rates([0.0] * known.num_stages, norm_mode="frozen")
+    trial = Trial(
         setup=setup,
         job=job,
         folder=_folder(setup, job),
         backbone=built.backbone,
-        network=network,
+        network=known,
         strategy=built.strategy,
         recipe=how,
         report=report,
@@ -148,6 +151,7 @@ def _begin(
         fingerprint=built.fingerprint,
         began=time.monotonic(),
     )
+    return trial, head
 
 
 def _folder(setup: Setup, job: TrialJob) -> Path:
@@ -169,7 +173,7 @@ def _train(seats: Sequence[Seat]) -> None:
 
     torch.manual_seed(seed)
     ended = train_pack(
-        [seat.trial.network.head for seat in seats],
+        [seat.head for seat in seats],
         features,
         torch.from_numpy(train.labels).to(device),
         [seat.trial.recipe for seat in seats],
@@ -209,6 +213,7 @@ def _ended(seats: Sequence[Seat], keep: int) -> Iterator[Outcome]:
         trial = seat.trial
         seat.pay()
         if trial.job.number in kept:
+            trial.network.head = seat.head
             checkpoint.save_scored(trial.folder, trial.network)
         status: Status = "done" if seat.goes_on else "stopped"
         outcome = outcome_of(trial, "failed" if seat.error else status, seat.error)

@@ -87,8 +87,8 @@ def _train(
     began = time.monotonic()
     built = begin(setup, jobs[0])
     count = len(built.backbone.stages)
-    strategies = [bind(job.config.strategy, count) for job in jobs]
-    if not any(strategy.trains_backbone() for strategy in strategies):
+    parts = {repr(job.config.strategy): job.config.strategy for job in jobs}
+    if not any(bind(part, count).trains_backbone() for part in parts.values()):
         yield from train_heads(setup, jobs, built, report, keep=keep, began=began)
         return
     yield _tune(setup, jobs[0], built, report, began)
