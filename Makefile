@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 PLUGIN := plugins/autoft-torchvision
 # Inside the environment, so that it goes with it.
 READY := $(VENV)/.ready
+RESULTS := benchmarks/speed/results
+SPEED := docs/results/speed.md
 DEMO := runs/demo
 DEMO_IMAGES := runs/demo-images
 
@@ -35,8 +37,10 @@ lint: $(READY) ## Style, types and the floors of the house
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(READY) ## Measure start-up and a million rows; with DATA=FOLDER also scan, store and views
+bench: $(READY) ## Measure start-up, a million rows and sharing (30 minutes); with DATA=FOLDER also scan, store, views
 	$(BIN)/python benchmarks/startup.py
+	PYTHONPATH=benchmarks $(BIN)/python benchmarks/speed/sharing.py --json $(RESULTS)/sharing.json --page $(SPEED)
+	PYTHONPATH=benchmarks $(BIN)/python benchmarks/speed/heads.py --json $(RESULTS)/heads.json --page $(SPEED)
 	$(BIN)/python benchmarks/speed/million.py
 	$(if $(DATA),$(BIN)/python benchmarks/speed/data.py --dataset $(DATA))
 

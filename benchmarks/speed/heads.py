@@ -1,13 +1,14 @@
 """Measure heads that train together against the same heads one by one (goals P6 and P7).
 
-    python benchmarks/speed/heads.py [--kind KIND] [--heads N] [--steps N] [--json FILE]
+    python benchmarks/speed/heads.py [--kind KIND] [--heads N] [--json FILE] [--page FILE]
 
 `--heads` heads of one kind, each with its own rate, decay, smoothing and balance, train on the
 same minibatches of 64 for `--steps` steps: one by one as `probe.fit_head` does it, and by
 `train_pack`, in turns, `--rounds` times after one that warms up; one thread. A Markdown table of
 seconds of processor time and by the clock, the median and, in brackets, the least and the most,
 goes to stdout; "apart" is the largest difference of any weight between the two ways, and "size"
-how many heads `train_pack` itself would take at once. `--json` writes all numbers.
+how many heads `train_pack` itself would take at once. `--json` writes all numbers, `--page` the
+table into a page.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from page import write_between
 from precision import Times, middle, stopwatch
 from torch import Tensor, nn
 
@@ -64,6 +66,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--sizes", nargs="+", type=pair, default=SIZES, metavar="F,C")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--page", type=Path)
     asked = parser.parse_args()
     torch.set_num_threads(1)
     probe.EPOCHS, probe.MIN_STEPS = 0, asked.steps
@@ -79,7 +82,10 @@ def main() -> None:
         "torch": torch.__version__,
         "load": [load, os.getloadavg()[0]],
     }
-    sys.stdout.write(f"{heading(about)}\n\n{table(found)}\n")
+    text = f"{heading(about)}\n\n{table(found)}\n"
+    sys.stdout.write(text)
+    if asked.page:
+        write_between(asked.page, "heads", text)
     if asked.json:
         result = {**about, "results": [asdict(each) for each in found]}
         asked.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

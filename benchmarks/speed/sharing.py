@@ -32,6 +32,7 @@ from typing import Any
 import numpy as np
 import torch
 from baseline import CPU, built, head_epoch, step, tail_epoch
+from page import write_between
 from PIL import Image
 from precision import middle
 
@@ -132,9 +133,18 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     load = os.getloadavg()[0]
+    found: list[Line] = []
     with tempfile.TemporaryDirectory() as folder, _own_cache(Path(folder)):
         setup = generated(Path(folder), asked.threads)
-        found = [line for name in asked.only for line in PARTS[name](setup, asked.rounds)]
+        for name in asked.only:
+            for line in PARTS[name](setup, asked.rounds):
+                found.append(line)
+                sys.stderr.write(f"{row(line)}\n")
+                tell(asked, found, load)
+
+
+def tell(asked: argparse.Namespace, found: list[Line], load: float) -> None:
+    """Write what was found so far."""
     about = {
         "machine": platform.machine(),
         "processors": os.cpu_count(),
@@ -143,15 +153,11 @@ def main() -> None:
         "rounds": asked.rounds,
         "load": [round(each, 1) for each in (load, os.getloadavg()[0])],
     }
-    text = f"{heading(about)}\n\n{table(found)}\n"
-    sys.stdout.write(text)
     if asked.json:
         told = about | {"lines": [asdict(each) | {"verdict": each.verdict} for each in found]}
         asked.json.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
     if asked.page:
-        from page import write_between
-
-        write_between(asked.page, "sharing", text)
+        write_between(asked.page, "sharing", f"{heading(about)}\n\n{table(found)}\n")
 
 
 @contextmanager
@@ -481,7 +487,7 @@ def planner(setup: Setup, rounds: int) -> Iterator[Line]:
         chosen = plan.choose(costs, frozen, work, plan.room_of("cpu"))
         views = plan.views_for(work)
         spent = {mode: Spent() for mode in ("rerun", "ram", "disk")}
-        for _ in range(min(rounds, 3) + 1):
+        for _ in range(min(rounds, 2) + 1):
             for mode, each in spent.items():
                 forget()
                 sharing = Sharing(mode, frozen, 0 if mode == "rerun" else views)  # type: ignore[arg-type]
@@ -577,14 +583,17 @@ def heading(about: dict[str, Any]) -> str:
 
 def table(found: list[Line]) -> str:
     """Return a Markdown table, a row a goal."""
-    lines = ["| Goal | What | Measured | Must | Stretch | Reached |", "|---|---|---|---|---|---|"]
-    for each in found:
-        sign = "<=" if each.less else ">="
-        lines.append(
-            f"| {each.goal} | {each.what} | **{each.value:.3g}{each.unit and f' {each.unit}'}** | "
-            f"{sign} {each.must:g} | {sign} {each.stretch:g} | {each.verdict} |"
-        )
-    return "\n".join(lines)
+    head = ["| Goal | What | Measured | Must | Stretch | Reached |", "|---|---|---|---|---|---|"]
+    return "\n".join([*head, *map(row, found)])
+
+
+def row(line: Line) -> str:
+    """Return a row of the table."""
+    sign, unit = "<=" if line.less else ">=", f" {line.unit}" if line.unit else ""
+    return (
+        f"| {line.goal} | {line.what} | **{line.value:.3g}{unit}** | {sign} {line.must:g} | "
+        f"{sign} {line.stretch:g} | {line.verdict} |"
+    )
 
 
 if __name__ == "__main__":
