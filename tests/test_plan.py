@@ -46,7 +46,12 @@ WIDE = Room(ram=10**11, disk=10**11, device=10**11, bandwidth=1e9)
     [(1, True, 4), (12, True, 4), (13, True, 5), (24, True, 8), (90, True, 8), (90, False, 1)],
 )
 def test_views_grow_with_the_epochs(epochs, augmented, views) -> None:
-    assert views_for(replace(WORK, epochs=epochs, augmented=augmented)) == views
+    assert views_for(COSTS, 2, replace(WORK, epochs=epochs, augmented=augmented)) == views
+
+
+@pytest.mark.parametrize(("epochs", "views"), [(1, 1), (3, 1), (6, 2), (12, 4)])
+def test_behind_a_deep_cut_making_views_takes_no_longer_than_training(epochs, views) -> None:
+    assert views_for(COSTS, 3, replace(WORK, epochs=epochs)) == views  # 9 ms to make, 3 to train
 
 
 def test_costs_of_a_trial_are_those_of_its_parts() -> None:
@@ -65,8 +70,7 @@ def test_a_thread_that_makes_views_may_be_what_takes_longest() -> None:
     assert found["ram"] < found["rerun"] / 2  # each view is made once
 
 
-def test_what_others_made_costs_less_and_what_all_read_is_shared() -> None:
-    alone = predict(COSTS, 3, WORK, WIDE)["disk"]
+def test_what_others_made_costs_nothing() -> None:
     kept = predict(COSTS, 3, replace(WORK, kept=4), WIDE)["disk"]
     assert kept == pytest.approx(12 * (1000 * 3e-3 + 200 * 1e-3))
 

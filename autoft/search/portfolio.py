@@ -31,6 +31,7 @@ LIGHT: Answers = {"strategy": "full", "strategy.full.bottom": 0.03, "train.lr": 
 HIGH: Answers = {"strategy": "full", "strategy.full.bottom": 1.0, "train.lr": 5e-4}
 HALF: Answers = {"strategy": "freeze", "strategy.freeze.depth": 0.5}
 DEEP: Answers = {"strategy": "freeze", "strategy.freeze.depth": 0.75, "train.lr": 1e-4}
+LAST: Answers = {"strategy": "freeze", "strategy.freeze.depth": 0.9, "train.lr": 3e-4}
 SHALLOW: Answers = {"strategy": "freeze", "strategy.freeze.depth": 0.25, "train.lr": 3e-4}
 NORMS: Answers = {"strategy": "norm_bias", "train.lr": 1e-3}
 CLOSE: Answers = LIGHT | {"train.l2sp": 1e-2}
@@ -57,12 +58,25 @@ FIXED_STEM: Answers = {
 }
 
 RECIPES: Mapping[str, tuple[Answers, ...]] = {
-    "small-similar": (DEEP, CLOSE, HALF, NORMS, FULL, ADAPTED, GRADUAL, LATER, MEASURED, EARLY),
+    "small-similar": (
+        DEEP,
+        CLOSE,
+        HALF,
+        LAST,
+        NORMS,
+        FULL,
+        ADAPTED,
+        GRADUAL,
+        LATER,
+        MEASURED,
+        EARLY,
+    ),
     "small-dissimilar": (
         HALF,
         SHALLOW,
         HIGH,
         DEEP,
+        LAST,
         MEASURED,
         LEARNING,
         NORMS,
@@ -72,9 +86,21 @@ RECIPES: Mapping[str, tuple[Answers, ...]] = {
         LATER,
         ADAPTED,
     ),
-    "large-similar": (FULL, HALF, DEEP, HIGH, LATER, GRADUAL, NORMS, MEASURED, ADAPTED, EARLY),
+    "large-similar": (
+        FULL,
+        HALF,
+        DEEP,
+        LAST,
+        HIGH,
+        LATER,
+        GRADUAL,
+        NORMS,
+        MEASURED,
+        ADAPTED,
+        EARLY,
+    ),
     "large-dissimilar": (LEARNING, FULL, SHALLOW, SCRATCH, GRADUAL, MEASURED, EARLY, NORMS, LATER),
-    "ambiguous": (HALF, FULL, DEEP, HIGH, NORMS, MEASURED, GRADUAL, ADAPTED, LATER, EARLY),
+    "ambiguous": (HALF, FULL, DEEP, LAST, HIGH, NORMS, MEASURED, GRADUAL, ADAPTED, LATER, EARLY),
     "weak-weights": (EVENLY, SCRATCH, FASTER, SLOWER, ALL_STAGES, FIXED_STEM, GRADUAL),
     "no-weights": (SCRATCH,),
 }

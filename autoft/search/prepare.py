@@ -29,9 +29,9 @@ from autoft.training.recipe import AUGMENTS, UPRIGHT
 
 EMBEDDED = "autoft_mini"  # comes with autoft
 BEHIND = 0.10  # a backbone whose probe is further behind the best is not searched
-FEW = 400  # images of each part, for a first look at several backbones
+FEW = 300  # images of each part, for a first look at several backbones
 FINALISTS = 2  # of them are looked at again, on all images
-UNSURE = 0.05  # by how much a first look may be wrong
+UNSURE = 0.03  # by how much a first look may be wrong
 LONG = 3600.0  # seconds from which a larger tier pays
 BEGINS_WEAK = (
     f"The search starts from {EMBEDDED}, which comes with autoft and saw generated images alone; "

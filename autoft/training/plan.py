@@ -64,14 +64,18 @@ class Work:
     kept: int = 0
 
 
-def views_for(work: Work) -> int:
+def views_for(costs: Costs, cut: int, work: Work) -> int:
     """Return how many views of each image are kept: more where an image is seen more often.
 
-    Views that are seen again and again teach less than new ones do.
+    Views that are seen again and again teach less than new ones do. But making them shall not
+    take longer than the training does: behind a deep cut fewer views buy more epochs.
     """
     if not work.augmented:
         return 1
-    return min(MOST_VIEWS, max(FEWEST_VIEWS, math.ceil(work.epochs / EPOCHS_A_VIEW)))
+    wanted = min(MOST_VIEWS, max(FEWEST_VIEWS, math.ceil(work.epochs / EPOCHS_A_VIEW)))
+    made = max(costs.view, costs.prefix[cut])
+    afforded = int(work.epochs * costs.tail[cut] / made) if made > 0 else wanted
+    return max(1, min(wanted, afforded))
 
 
 def predict(costs: Costs, cut: int, work: Work, room: Room) -> Mapping[Mode, float]:
@@ -111,7 +115,7 @@ def choose(costs: Costs, cut: int, work: Work, room: Room) -> Sharing:
     saves = 1 - found[mode] / found["rerun"] if found["rerun"] > 0 else 0.0
     if mode == "rerun" or saves < MUST_SAVE or not _worth_keeping(costs, cut, work, room, mode):
         return Sharing()
-    return Sharing(mode, cut, views_for(work))
+    return Sharing(mode, cut, views_for(costs, cut, work))
 
 
 def seconds(costs: Costs, cut: int, work: Work, room: Room) -> float:
@@ -124,22 +128,22 @@ def bytes_kept(costs: Costs, cut: int, work: Work) -> int:
 
     A view is made when an epoch first needs it.
     """
-    return costs.bytes[cut] * (work.train * _views_used(work) + work.validation)
+    return costs.bytes[cut] * (work.train * _views_used(costs, cut, work) + work.validation)
 
 
-def _views_used(work: Work) -> int:
-    return min(views_for(work), max(1, work.epochs))
+def _views_used(costs: Costs, cut: int, work: Work) -> int:
+    return min(views_for(costs, cut, work), max(1, work.epochs))
 
 
 def _there(costs: Costs, cut: int, work: Work) -> int:
     """Return the bytes of what is needed and is stored already."""
-    kept = min(work.kept, _views_used(work))
+    kept = min(work.kept, _views_used(costs, cut, work))
     return costs.bytes[cut] * (work.train * kept + (work.validation if kept else 0))
 
 
 def _made(costs: Costs, cut: int, work: Work, *, kept: int) -> float:
     """Return the seconds of running the prefix for all views but those `kept`."""
-    views = max(0, _views_used(work) - kept)
+    views = max(0, _views_used(costs, cut, work) - kept)
     validation = 0 if kept else work.validation
     run = costs.prefix[cut]
     return views * work.train * max(costs.view, run) + validation * run

@@ -247,7 +247,7 @@ def _planned(trial: Trial, depth: int) -> Sharing:
     )
     chosen = plan.choose(costs, depth, work, plan.room_of(setup.device))
     if chosen.mode == "rerun" and costs.bytes[depth]:  # what earlier trials kept may turn it
-        work = replace(work, kept=_views_kept(trial, depth, plan.views_for(work)))
+        work = replace(work, kept=_views_kept(trial, depth, plan.views_for(costs, depth, work)))
         chosen = plan.choose(costs, depth, work, plan.room_of(setup.device))
     return chosen
 

@@ -485,7 +485,7 @@ def planner(setup: Setup, rounds: int) -> Iterator[Line]:
         costs = _costs(backbone, small)
         work = plan.Work(len(small.train), len(small.validation), epochs, True, False)
         chosen = plan.choose(costs, frozen, work, plan.room_of("cpu"))
-        views = plan.views_for(work)
+        views = plan.views_for(costs, frozen, work)
         spent = {mode: Spent() for mode in ("rerun", "ram", "disk")}
         for _ in range(min(rounds, 2) + 1):
             for mode, each in spent.items():
