@@ -224,7 +224,8 @@ def test_a_trial_that_was_faster_or_cut_off_teaches_the_budget() -> None:
     slow = make_budget(300.0)
     before = slow.expected(FULL, 1, True)
     slow.learn(job, Outcome(1, "failed", (), seconds=1000.0), True)
-    assert slow.expected(FULL, 1, True) >= 2 * before
+    assert slow.expected(FULL, 1, True) >= 2 * before  # one trial may be a busy moment
+    slow.learn(job, Outcome(2, "failed", (), seconds=1000.0), True)
     assert slow.epochs(FULL, True) == 0
     early = make_budget(300.0)
     early.learn(job, Outcome(1, "failed", (), seconds=1.0), True)  # says nothing
