@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ os.environ["RAY_ADDRESS"] = "local"
 # Small networks on small batches: two threads only wait for each other.
 os.environ["OMP_NUM_THREADS"] = "1"
 KEPT = ("AUTOFT_SHARED",)
+SMALL = ("test_resnet", "test_vit", "test_convnext", "test_efficientnet", "test_byobnet")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -69,6 +72,57 @@ def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
         model = timm.create_model(name, num_classes=10)
         timm.models.save_for_hf(model, root / f"{name}.fixed", safe_serialization=True)
     return root
+
+
+@pytest.fixture(scope="session")
+def setup_in() -> Callable[..., Any]:
+    """Return what makes a setup of a data set at 64 pixels, with backbones, in a run folder."""
+    import torch
+
+    from autoft.search.images import read_data, setup_of
+    from autoft.search.settings import Settings
+
+    def make(dataset: Path, sources: Mapping[str, Any], folder: Path) -> Any:
+        torch.set_num_threads(1)
+        settings = Settings(dataset=str(dataset), image_size=64, metric="accuracy")
+        data = read_data(settings, lambda *_, **__: None)
+        return replace(setup_of(settings, folder, data, sources, "cpu"), threads=1)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_sources(tiny_weights: Path) -> Mapping[str, Any]:
+    """Return the two small networks as a search finds them."""
+    from autoft.network.sources import in_folder
+
+    return in_folder(tiny_weights)[0]
+
+
+@pytest.fixture(scope="module")
+def small_setup(
+    photos: Path, setup_in: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
+) -> Any:
+    """Return a setup of generated photographs with small networks of five families."""
+    from autoft.network.sources import Source
+
+    sources = {name: Source(name, "timm", {"model": name}) for name in SMALL}
+    return setup_in(photos, sources, tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture
+def fixed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Make random weights count as pre-trained and be the same in every build."""
+    import torch
+
+    from autoft.network.build import build
+
+    def seeded(source: Any, *, pretrained: bool = True, image_size: int = 0) -> Any:
+        torch.manual_seed(0)
+        return build(source, pretrained=False, image_size=image_size)
+
+    monkeypatch.setattr("autoft.training.trial.build", seeded)
+    return seeded
 
 
 @pytest.fixture

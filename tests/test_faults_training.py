@@ -7,17 +7,12 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
 from autoft import plugins
-from autoft.network.sources import in_folder
 from autoft.search.engines import tasks
-from autoft.search.images import read_data, setup_of
-from autoft.search.settings import Settings
 from autoft.training.job import Outcome, Precision, Setup, TrialJob
 from autoft.values import Part, TrialConfig
 
@@ -74,12 +69,8 @@ def installed(poisons, monkeypatch):
 
 
 @pytest.fixture
-def setup(photos, tiny_weights, tmp_path) -> Setup:
-    torch.set_num_threads(1)
-    settings = Settings(dataset=str(photos), image_size=64, metric="accuracy")
-    data = read_data(settings, lambda *_, **__: None)
-    made = setup_of(settings, tmp_path, data, in_folder(tiny_weights)[0], "cpu")
-    return replace(made, threads=1)
+def setup(photos, tiny_sources, setup_in, tmp_path) -> Setup:
+    return setup_in(photos, tiny_sources, tmp_path)
 
 
 def train(setup: Setup, strategy: str, head: str, **choices: object) -> Outcome:

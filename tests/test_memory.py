@@ -17,15 +17,12 @@ from torch.nn import functional
 
 from autoft.data.views import Batch
 from autoft.errors import MachineError
-from autoft.network.sources import in_folder
 from autoft.search.budget import Budget
 from autoft.search.director import Director
 from autoft.search.engines import local, tasks
 from autoft.search.engines.local import Seat
 from autoft.search.engines.worker import Worker
 from autoft.search.folder import RunFolder
-from autoft.search.images import read_data, setup_of
-from autoft.search.settings import Settings
 from autoft.search.study import Study
 from autoft.training.evaluate import logits_of
 from autoft.training.job import Precision, Ranked, Setup
@@ -275,12 +272,9 @@ def images_on(device: torch.device) -> Batch:
 
 
 @pytest.fixture
-def setup(photos, tiny_weights, tmp_path) -> Setup:
-    settings = Settings(dataset=str(photos), image_size=64, metric="accuracy")
-    data = read_data(settings, lambda *_, **__: None)
-    made = setup_of(settings, tmp_path, data, in_folder(tiny_weights)[0], "cpu")
+def setup(photos, tiny_sources, setup_in, tmp_path) -> Setup:
     (tmp_path / "trials").mkdir(exist_ok=True)
-    return replace(made, threads=1)
+    return setup_in(photos, tiny_sources, tmp_path)
 
 
 def director_of(setup: Setup, watch, trials: int) -> Director:

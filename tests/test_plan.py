@@ -11,10 +11,8 @@ import torch
 
 from autoft.data.cache.files import cache_root
 from autoft.network.build import build
-from autoft.network.sources import in_folder, resolve
+from autoft.network.sources import resolve
 from autoft.search.budget import Budget, frozen_stages
-from autoft.search.images import read_data, setup_of
-from autoft.search.settings import Settings
 from autoft.training import rank, speeds
 from autoft.training.costs import crossing_bytes, measure_costs
 from autoft.training.job import Costs, Outcome, Precision, Ranked, Setup
@@ -166,13 +164,9 @@ def test_costs_of_a_network_that_cannot_be_cut_are_estimated() -> None:
 
 
 @pytest.fixture
-def setup(photos, tiny_weights, tmp_path, monkeypatch) -> Setup:
+def setup(photos, tiny_sources, setup_in, tmp_path, monkeypatch) -> Setup:
     monkeypatch.setenv("AUTOFT_CACHE", str(tmp_path / "cache"))
-    torch.set_num_threads(1)
-    settings = Settings(dataset=str(photos), image_size=64, metric="accuracy")
-    data = read_data(settings, lambda *_, **__: None)
-    made = setup_of(settings, tmp_path, data, in_folder(tiny_weights)[0], "cpu")
-    return replace(made, threads=1)
+    return setup_in(photos, tiny_sources, tmp_path)
 
 
 @pytest.mark.parametrize(("factor", "anew"), [(1.0, False), (0.1, True), (10.0, True)])

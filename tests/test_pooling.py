@@ -304,16 +304,9 @@ def test_exports_give_what_the_network_gives(name, kind, tmp_path) -> None:
 
 
 @pytest.fixture
-def setup(photos, tiny_weights, tmp_path, monkeypatch) -> Setup:
-    from autoft.search.images import read_data, setup_of
-    from autoft.search.settings import Settings
-
+def setup(photos, tiny_sources, setup_in, tmp_path, monkeypatch) -> Setup:
     monkeypatch.setenv("AUTOFT_CACHE", str(tmp_path / "own-cache"))
-    torch.set_num_threads(1)
-    settings = Settings(dataset=str(photos), image_size=64)
-    data = read_data(settings, lambda *_, **__: None)
-    made = setup_of(settings, tmp_path, data, in_folder(tiny_weights)[0], "cpu")
-    return replace(made, threads=1)
+    return setup_in(photos, tiny_sources, tmp_path)
 
 
 def test_features_of_each_kind_are_kept_apart_and_found_again(setup) -> None:

@@ -9,9 +9,6 @@ import torch
 from torch import nn
 
 from autoft.network.pooling import Pooling
-from autoft.network.sources import in_folder
-from autoft.search.images import read_data, setup_of
-from autoft.search.settings import Settings
 from autoft.training import precision, rank, speeds
 from autoft.training.job import Precision, Setup
 from autoft.training.precision import PLAIN, Timed, _Lane, _Span, choose, name_of
@@ -125,13 +122,9 @@ def test_t06_a_batch_that_does_not_fit_is_timed_smaller() -> None:
 
 
 @pytest.fixture
-def setup(photos, tiny_weights, tmp_path, monkeypatch) -> Setup:
+def setup(photos, tiny_sources, setup_in, tmp_path, monkeypatch) -> Setup:
     monkeypatch.setenv("AUTOFT_CACHE", str(tmp_path / "cache"))
-    torch.set_num_threads(1)
-    settings = Settings(dataset=str(photos), image_size=64, metric="accuracy")
-    data = read_data(settings, lambda *_, **__: None)
-    made = setup_of(settings, tmp_path, data, in_folder(tiny_weights)[0], "cpu")
-    return replace(made, threads=1)
+    return setup_in(photos, tiny_sources, tmp_path)
 
 
 def test_a_second_data_set_does_not_time_again(setup, monkeypatch) -> None:

@@ -21,9 +21,6 @@ from autoft.data.cache.files import cache_root
 from autoft.errors import MachineError
 from autoft.network.build import build
 from autoft.network.pooling import KINDS, Pooling
-from autoft.network.sources import in_folder
-from autoft.search.images import read_data, setup_of
-from autoft.search.settings import Settings
 from autoft.training import kept
 from autoft.training.features import pooled_features
 from autoft.training.job import Precision, Setup
@@ -346,12 +343,8 @@ def test_a_cache_that_cannot_be_written_says_so(tmp_path, monkeypatch) -> None:
 
 
 @pytest.fixture
-def setup(photos, tiny_weights, tmp_path) -> Setup:
-    torch.set_num_threads(1)
-    settings = Settings(dataset=str(photos), image_size=64)
-    data = read_data(settings, lambda *_, **__: None)
-    made = setup_of(settings, tmp_path, data, in_folder(tiny_weights)[0], "cpu")
-    return replace(made, threads=1)
+def setup(photos, tiny_sources, setup_in, tmp_path) -> Setup:
+    return setup_in(photos, tiny_sources, tmp_path)
 
 
 class Counted:

@@ -23,7 +23,6 @@ from autoft.search.engines.tasks import Described
 from autoft.search.engines.weighing import LeftOut
 from autoft.search.folder import RunFolder, claim
 from autoft.search.portfolio import WEAK_LR, portfolio, usual_of
-from autoft.search.run import _space
 from autoft.search.session import Session
 from autoft.search.settings import Settings, parse_time, read_settings
 from autoft.search.study import Study, write_view
@@ -830,8 +829,7 @@ def test_training_from_scratch_competes_where_the_best_weights_are_weak(
     )
     few = Images(np.arange(9), np.zeros(9, np.int64))
     setup = Setup(tmp_path, None, (), few, few, {}, 64, "accuracy", "cpu", 1)
-    regime = judge(np.arange(100) % 2, None, (), weights=True)
-    narrowed = _space(space, Settings(dataset="d"), setup, ranked, regime, ("none",))
+    narrowed = prepare.narrowed(space, Settings(dataset="d"), setup, ranked, 1.0, ("none",))
     assert ("scratch" in narrowed.strategies) is scratch
     assert set(narrowed.usual) == {each.label for each in ranked if each.weak}
 

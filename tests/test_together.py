@@ -15,7 +15,6 @@ import torch
 from safetensors.torch import load_file
 
 from autoft import plugins
-from autoft.network.sources import in_folder
 from autoft.search.budget import Budget
 from autoft.search.director import Director
 from autoft.search.engines import local, tasks
@@ -23,9 +22,7 @@ from autoft.search.engines.local import Seat
 from autoft.search.engines.worker import Worker
 from autoft.search.finish import load_trial
 from autoft.search.folder import RunFolder, read_lines
-from autoft.search.images import read_data, setup_of
 from autoft.search.policy import KEPT
-from autoft.search.settings import Settings
 from autoft.search.study import Study
 from autoft.training.evaluate import evaluate
 from autoft.training.job import Precision, Ranked, Setup, TrialJob
@@ -91,13 +88,9 @@ def bad_heads(tmp_path, monkeypatch) -> None:
 
 
 @pytest.fixture
-def setup(photos, tiny_weights, tmp_path) -> Setup:
-    torch.set_num_threads(1)
-    settings = Settings(dataset=str(photos), image_size=64, metric="accuracy")
-    data = read_data(settings, lambda *_, **__: None)
-    made = setup_of(settings, tmp_path, data, in_folder(tiny_weights)[0], "cpu")
+def setup(photos, tiny_sources, setup_in, tmp_path) -> Setup:
     (tmp_path / "trials").mkdir(exist_ok=True)
-    return replace(made, threads=1)
+    return setup_in(photos, tiny_sources, tmp_path)
 
 
 def go_on(report) -> bool:

@@ -13,12 +13,10 @@ from safetensors.torch import load_file
 from autoft import plugins
 from autoft.network.build import build
 from autoft.network.rates import KINDS
-from autoft.network.sources import Source, in_folder
+from autoft.network.sources import in_folder
 from autoft.network.stages import kind_of_parameters, stage_of_modules, stage_of_parameters
 from autoft.network.strategy import bind
 from autoft.search.finish import load_trial
-from autoft.search.images import read_data, setup_of
-from autoft.search.settings import Settings
 from autoft.training.evaluate import evaluate
 from autoft.training.job import Precision, Setup, TrialJob
 from autoft.training.trial import train_trial
@@ -28,33 +26,6 @@ SMALL = ["test_resnet", "test_vit", "test_convnext", "test_efficientnet", "test_
 REAL = ["mobilenetv2_100.in1k", "mobilenetv1_100.in1k", "squeezenet1_0.in1k"]
 STRATEGIES = [p.name for p in plugins.installed("strategy") if p.builtin]
 FAST = {"lr": 1e-3, "head_lr": 3e-3, "batch_size": 16, "augment": "crop_flip"}
-
-
-@pytest.fixture(scope="module")
-def small_setup(photos, tmp_path_factory) -> Setup:
-    """Return a setup of generated photographs with small networks of five families."""
-    torch.set_num_threads(1)
-    sources = {name: Source(name, "timm", {"model": name}) for name in SMALL}
-    return of(photos, sources, tmp_path_factory.mktemp("run"))
-
-
-def of(photos, sources, folder) -> Setup:
-    settings = Settings(dataset=str(photos), image_size=64, metric="accuracy")
-    data = read_data(settings, lambda *_, **__: None)
-    return replace(setup_of(settings, folder, data, sources, "cpu"), threads=1)
-
-
-@pytest.fixture
-def fixed(monkeypatch):
-    """Make random weights count as pre-trained and be the same in every build."""
-    plain = build
-
-    def seeded(source, *, pretrained=True, image_size=0):
-        torch.manual_seed(0)
-        return plain(source, pretrained=False, image_size=image_size)
-
-    monkeypatch.setattr("autoft.training.trial.build", seeded)
-    return seeded
 
 
 def go_on(report) -> bool:
@@ -112,9 +83,9 @@ def test_what_a_strategy_freezes_is_bit_equal_after_an_epoch(
 @pytest.mark.parametrize("strategy", [s for s in STRATEGIES if s != "scratch"])
 @pytest.mark.parametrize("label", REAL)
 def test_what_a_strategy_freezes_of_real_weights_is_bit_equal_after_an_epoch(
-    shared_root, photos, tmp_path, label, strategy
+    shared_root, photos, setup_in, tmp_path, label, strategy
 ) -> None:
-    setup = of(photos, in_folder(shared_root / "weights")[0], tmp_path)
+    setup = setup_in(photos, in_folder(shared_root / "weights")[0], tmp_path)
     few = setup.train.take(np.arange(0, len(setup.train), 2))
     check_frozen(replace(setup, train=few), job(label, strategy), build(setup.sources[label]))
 
