@@ -37,7 +37,7 @@ lint: $(READY) ## Style, types and the floors of the house
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(READY) ## Measure start-up, a million rows and sharing (30 minutes); with DATA=FOLDER also scan, store, views
+bench: $(READY) ## Measure start-up, a million rows and sharing; with DATA=FOLDER also scan, store, views
 	$(BIN)/python benchmarks/startup.py
 	PYTHONPATH=benchmarks $(BIN)/python benchmarks/speed/sharing.py --json $(RESULTS)/sharing.json --page $(SPEED)
 	PYTHONPATH=benchmarks $(BIN)/python benchmarks/speed/heads.py --json $(RESULTS)/heads.json --page $(SPEED)

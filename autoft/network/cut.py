@@ -7,7 +7,7 @@ such as a table of positions, is computed on both.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -31,7 +31,7 @@ from autoft.network.tracing import (
 )
 from autoft.values import Backbone
 
-__all__ = ["CannotCut", "cut", "why_uncut"]
+__all__ = ["CannotCut", "cut", "every_cut", "why_uncut"]
 
 CHECKED_BATCHES = (4, 1)
 TOLERANCE = 1e-5  # of the largest feature, where the CPU computes
@@ -66,15 +66,22 @@ def cut(
     return _cut(backbone, k, _Whole(backbone, image_size or backbone.image_size))
 
 
-def why_uncut(backbone: Backbone, image_size: int | None = None) -> str:
-    """Return why `backbone` cannot be cut after every stage; "" if it can."""
+def every_cut(
+    backbone: Backbone, image_size: int | None = None
+) -> Iterator[tuple[fx.GraphModule, fx.GraphModule] | CannotCut]:
+    """Yield the cuts after 1, 2, ... all stages as `cut` returns them, or why there is none."""
     whole = _Whole(backbone, image_size or backbone.image_size)
     for k in range(1, len(backbone.stages) + 1):
         try:
-            _cut(backbone, k, whole)
+            yield _cut(backbone, k, whole)
         except CannotCut as error:
-            return str(error)
-    return ""
+            yield error
+
+
+def why_uncut(backbone: Backbone, image_size: int | None = None) -> str:
+    """Return why `backbone` cannot be cut after every stage; "" if it can."""
+    cuts = every_cut(backbone, image_size)
+    return next((str(each) for each in cuts if isinstance(each, CannotCut)), "")
 
 
 def _check_stage(backbone: Backbone, k: int) -> None:

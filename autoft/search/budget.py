@@ -129,7 +129,7 @@ class Budget:
         label = config.backbone.name
         ranked = self.ranked.get(label)
         known = ranked is not None and ranked.costs is not None
-        return label, self._cut(config) if known else 0
+        return label, self.frozen(config) if known else 0
 
     def whole_epochs(self, label: str) -> int:
         """Return the epochs that a trial of the whole backbone affords."""
@@ -185,7 +185,7 @@ class Budget:
         ranked = self.ranked[config.backbone.name]
         twice = 2 if config.train.get("sam") else 1
         if ranked.costs is not None:
-            costs, cut = ranked.costs, self._cut(config)
+            costs, cut = ranked.costs, self.frozen(config)
             costs = replace(costs, tail=tuple(twice * each for each in costs.tail))
             work = self.work(config.train, epochs)
             return START_SECONDS + plan.seconds(costs, cut, work, self.room)
@@ -203,7 +203,7 @@ class Budget:
             train.get("mix", "none") != "none",
         )
 
-    def _cut(self, config: TrialConfig) -> int:
+    def frozen(self, config: TrialConfig) -> int:
         """Return how many leading stages stay frozen; the answer is remembered."""
         ranked = self.ranked[config.backbone.name]
         key = repr((config.strategy, ranked.num_stages))

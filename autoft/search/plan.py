@@ -14,13 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from autoft.data.splits.split import TEST
-from autoft.errors import UsageError
 from autoft.network.sources import Source
 from autoft.search import images, prepare
-from autoft.search.budget import Budget, frozen_stages
+from autoft.search.budget import Budget
 from autoft.search.configs import Space, read_fixed
 from autoft.search.engines import tasks, weighing
-from autoft.search.engines.tasks import Begun
 from autoft.search.engines.weighing import Listed
 from autoft.search.engines.worker import Worker
 from autoft.search.events import Listener
@@ -34,7 +32,7 @@ from autoft.search.session import Session, a_worker
 from autoft.search.settings import Settings
 from autoft.search.stop import listen_for_stop
 from autoft.selection.regime import judge
-from autoft.training.job import Costs, Ranked, Setup
+from autoft.training.job import MAX_IMAGES, Costs, Ranked, Setup
 from autoft.training.plan import LEAST_SHARE, Room, Work, bytes_kept, choose, predict
 from autoft.values import TrialConfig
 
@@ -125,13 +123,9 @@ def _plan(session: Session, worker: Worker, notes: Sequence[str]) -> Plan:
     settings = session.settings
     local, left_out = prepare.local_sources(settings)
     asked = prepare.asked_sources(settings, local)
-    size = settings.image_size or 0
-    worker.send(tasks.begin, settings.device, prepare.names(settings), tuple(asked.values()), size)
+    prepare.ask_to_begin(worker, settings, asked)
     data = images.read_data(settings, session.emit)
-    try:
-        begun: Begun = session.wait(worker)
-    except UsageError as error:
-        raise prepare.with_hint(error, settings, local) from error
+    begun = prepare.begun_by(session, worker, local)
     for reason in (*begun.described.broken, *left_out):
         session.emit("note", text=f"Left out: {reason}")
     device = begun.devices[0]
@@ -227,13 +221,22 @@ def _costed(
 
 
 def _ranking(settings: Settings, setup: Setup, ranked: Sequence[Ranked]) -> float:
-    count = min(5000, len(setup.train)) + min(5000, len(setup.validation))
-    return min(RANKING_SHARE * settings.time, sum(1 + count / r.images_per_second for r in ranked))
+    seconds = sum(1 + count / each.images_per_second for each, count in _looked_at(setup, ranked))
+    return min(RANKING_SHARE * settings.time, seconds)
 
 
 def _features(setup: Setup, ranked: Sequence[Ranked]) -> int:
-    count = len(setup.train) + len(setup.validation)
-    return sum(each.costs.bytes[-1] * count for each in ranked if each.costs)
+    looked_at = _looked_at(setup, ranked)
+    return sum(each.costs.bytes[-1] * count for each, count in looked_at if each.costs)
+
+
+def _looked_at(setup: Setup, ranked: Sequence[Ranked]) -> list[tuple[Ranked, int]]:
+    """Return on how many images each backbone is ranked; the first are taken for the best."""
+    few, parts = prepare.first_look(setup), (setup.train, setup.validation)
+    most = sum(min(MAX_IMAGES, len(part)) for part in parts)
+    least = sum(min(few, len(part)) for part in parts) if few else most
+    best = ranked[: prepare.FINALISTS]
+    return [(each, most if each in best else least) for each in ranked]
 
 
 def _phases(
@@ -254,7 +257,7 @@ def _phases(
         if full or not epochs or sum(spent.values()) + needed > seconds:
             continue
         ranked = budget.ranked[config.backbone.name]
-        frozen = frozen_stages(config, ranked.num_stages) if trains else 0
+        frozen = budget.frozen(config) if trains else 0
         name = "heads" if not trains else "tails" if frozen else "full"
         spent[name] += needed
         counts[name] += 1

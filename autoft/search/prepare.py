@@ -11,22 +11,28 @@ from pathlib import Path
 from typing import Any
 
 from autoft import plugins
+from autoft.data import doctor
 from autoft.data.inputs.hub import out_of_reach
 from autoft.data.splits.split import TEST
 from autoft.errors import AutoftError, DataError, MachineError, UsageError
 from autoft.network.provide import Provided
 from autoft.network.sources import Source, in_folder, resolve, suggest
+from autoft.search.configs import Space
 from autoft.search.engines import tasks, weighing
-from autoft.search.engines.tasks import Described, Names
+from autoft.search.engines.tasks import Begun, Described, Names
 from autoft.search.engines.weighing import LeftOut
+from autoft.search.engines.worker import Worker
 from autoft.search.folder import RunFolder
 from autoft.search.images import Data
+from autoft.search.portfolio import usual_of
 from autoft.search.sampling import affordable, repeats_for, sample_of
+from autoft.search.session import Session
 from autoft.search.settings import Settings
 from autoft.selection.regime import Profile, judge, merit
 from autoft.training.job import Ranked, Setup
 from autoft.training.recipe import AUGMENTS, UPRIGHT
 
+LARGE = 20_000  # training images from which random weights may win and batch norms may learn
 EMBEDDED = "autoft_mini"  # comes with autoft
 BEHIND = 0.10  # a backbone whose probe is further behind the best is not searched
 FEW = 300  # images of each part, for a first look at several backbones
@@ -76,6 +82,25 @@ def default_tier(device: str, seconds: float) -> str:
     if device == "cpu":
         return "nano" if seconds < LONG else "small"
     return "small" if seconds < LONG else "base"
+
+
+def ask_to_begin(worker: Worker, settings: Settings, asked: Mapping[str, Source]) -> None:
+    """Have a worker find devices and plugins and build what was asked for, while data is read."""
+    size = settings.image_size or 0
+    worker.send(tasks.begin, settings.device, names(settings), tuple(asked.values()), size)
+
+
+def begun_by(session: Session, worker: Worker, local: Mapping[str, Source]) -> Begun:
+    """Wait for what `ask_to_begin` asked for.
+
+    Raises:
+        AutoftError: the first thing that was asked for and cannot be had.
+    """
+    try:
+        begun: Begun = session.wait(worker)
+    except UsageError as error:
+        raise with_hint(error, session.settings, local) from error
+    return begun
 
 
 def with_hint(error: UsageError, settings: Settings, local: Mapping[str, Source]) -> UsageError:
@@ -141,7 +166,7 @@ def rank(
     """
     emit("phase", name="rank", text=f"ranking {len(setup.sources)} backbones")
     measured: list[Ranked] = []
-    few = FEW if len(setup.sources) > 1 and len(setup.train) > 2 * FEW else 0
+    few = first_look(setup)
     until = time.monotonic() + seconds
     for label in setup.sources:
         if time.monotonic() > until and any(not each.error for each in measured):
@@ -161,6 +186,11 @@ def rank(
         emit("note", text=BEGINS_WEAK)
     near = [each for each in usable if each.probe >= usable[0].probe - BEHIND]
     return replace(setup, sources=_keep_sources(setup, usable)), near
+
+
+def first_look(setup: Setup) -> int:
+    """Return how many images of each part a first look at the backbones takes; 0: all at once."""
+    return FEW if len(setup.sources) > 1 and len(setup.train) > 2 * FEW else 0
 
 
 def _looked_at_again(
@@ -266,6 +296,43 @@ def augmentations(setup: Setup, best: Ranked, call: Call) -> tuple[str, ...]:
     Mixtures are for every data set: they say which share of each label they hold.
     """
     return AUGMENTS if call(tasks.mirroring_keeps_labels, setup, best) else UPRIGHT
+
+
+def narrowed(
+    space: Space,
+    settings: Settings,
+    setup: Setup,
+    ranked: Sequence[Ranked],
+    imbalance: float,
+    augments: tuple[str, ...],
+) -> Space:
+    """Narrow what is installed to what fits: scratch only where it can win, or was asked for.
+
+    `imbalance` is by how many times the largest class is larger than the smallest.
+    """
+    pretrained, weak = any(each.pretrained for each in ranked), ranked[0].weak
+    large = len(setup.train) >= LARGE
+    strategies = {
+        name: info
+        for name, info in space.strategies.items()
+        if settings.strategies
+        or (info.pretrained and pretrained)
+        or (not info.pretrained and (large or weak or not pretrained))
+        or not info.trains_backbone
+    }
+    return replace(
+        space,
+        backbones=tuple(each.label for each in ranked),
+        strategies=strategies,
+        augments=augments,
+        batch_norms=frozenset(each.label for each in ranked if each.batch_norms),
+        blank=frozenset(each.label for each in ranked if not each.pretrained),
+        mapless=frozenset(each.label for each in ranked if not each.map_seen),
+        usual=usual_of(ranked),
+        imbalanced=imbalance > doctor.IMBALANCED,
+        metric=setup.metric,
+        large=large,
+    )
 
 
 def names(settings: Settings) -> Names:

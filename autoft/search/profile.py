@@ -10,10 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from autoft.data.splits.split import TEST
-from autoft.errors import UsageError
 from autoft.search import images, prepare
 from autoft.search.engines import tasks
-from autoft.search.engines.tasks import Begun
 from autoft.search.engines.worker import Worker
 from autoft.search.events import Listener
 from autoft.search.folder import RunFolder
@@ -77,13 +75,9 @@ def _profile(session: Session, worker: Worker, limit: int) -> Profiled:
     settings = session.settings
     local, left_out = prepare.local_sources(settings)
     asked = prepare.asked_sources(settings, local)
-    names, size = prepare.names(settings), settings.image_size or 0
-    worker.send(tasks.begin, settings.device, names, tuple(asked.values()), size)
+    prepare.ask_to_begin(worker, settings, asked)
     data = images.read_data(settings, session.emit)
-    try:
-        begun: Begun = session.wait(worker)
-    except UsageError as error:
-        raise prepare.with_hint(error, settings, local) from error
+    begun = prepare.begun_by(session, worker, local)
     for reason in left_out:
         session.emit("note", text=f"Left out: {reason}")
     device = begun.devices[0]

@@ -23,13 +23,12 @@ from autoft.search.director import Director
 from autoft.search.ending import end
 from autoft.search.engines import ray, tasks
 from autoft.search.engines.local import Seat, run_trials
-from autoft.search.engines.tasks import Begun
 from autoft.search.engines.worker import Worker
 from autoft.search.events import Listener
 from autoft.search.folder import FORMAT, RESULT, RunFolder, claim, open_run
 from autoft.search.images import Data
 from autoft.search.jobs import Finished, FinishJob
-from autoft.search.portfolio import portfolio, usual_of
+from autoft.search.portfolio import portfolio
 from autoft.search.resuming import check_resumable, choose_folder
 from autoft.search.session import Session, a_worker
 from autoft.search.settings import FORMATS, Settings, check_formats, read_saved
@@ -43,7 +42,6 @@ from autoft.values import Estimate, TrialResult
 
 FINISH_SECONDS = 30.0  # for exports, before what grows with the images
 RANKING_SHARE = 0.4  # of the time is the most that ranking backbones may take
-LARGE = 20_000  # training images from which random weights may win and batch norms may learn
 LEAST_SHARE = 0.4  # of the time goes to trials at least, whatever the finish may need
 
 
@@ -74,18 +72,9 @@ def _search(session: Session, first: Worker) -> None:
     settings = session.settings
     local, left_out = prepare.local_sources(settings)
     asked = prepare.asked_sources(settings, local)
-    first.send(
-        tasks.begin,
-        settings.device,
-        prepare.names(settings),
-        tuple(asked.values()),
-        settings.image_size or 0,
-    )
+    prepare.ask_to_begin(first, settings, asked)
     listing = images.list_images(settings, session.emit)
-    try:
-        begun: Begun = session.wait(first)
-    except UsageError as error:
-        raise prepare.with_hint(error, settings, local) from error
+    begun = prepare.begun_by(session, first, local)
     for reason in (*begun.described.broken, *left_out):
         session.emit("note", text=f"Left out: {reason}")
     fixed = read_fixed(begun.described.space, settings.fix)  # wrong ones end it here
@@ -108,7 +97,7 @@ def _search(session: Session, first: Worker) -> None:
     regime = prepare.measure_regime(settings, setup, data, ranked, call, session.emit)
     augments = prepare.augmentations(setup, ranked[0], call)
     described = replace(begun.described.space, fixed=fixed)
-    space = _space(described, settings, setup, ranked, regime, augments)
+    space = prepare.narrowed(described, settings, setup, ranked, regime.imbalance, augments)
     director = _director(session, space, setup, data, ranked, regime, call(tasks.room, device))
     _run_trials(session, director, setup, begun.devices, first)
     end(session, director, first, setup, data, regime)
@@ -121,40 +110,6 @@ def _write_run(session: Session) -> None:
         meaning = {"format": FORMAT, "created": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
         folder.write_json("run.json", meaning | {"settings": settings.meaning()})
     folder.write_settings(settings.resolved().model_copy(update={"out": str(folder.path)}))
-
-
-def _space(
-    space: Space,
-    settings: Settings,
-    setup: Setup,
-    ranked: Sequence[Ranked],
-    regime: Profile,
-    augments: tuple[str, ...],
-) -> Space:
-    """Narrow what is installed to what fits: scratch only where it can win, or was asked for."""
-    pretrained, weak = any(each.pretrained for each in ranked), ranked[0].weak
-    large = len(setup.train) >= LARGE
-    strategies = {
-        name: info
-        for name, info in space.strategies.items()
-        if settings.strategies
-        or (info.pretrained and pretrained)
-        or (not info.pretrained and (large or weak or not pretrained))
-        or not info.trains_backbone
-    }
-    return replace(
-        space,
-        backbones=tuple(each.label for each in ranked),
-        strategies=strategies,
-        augments=augments,
-        batch_norms=frozenset(each.label for each in ranked if each.batch_norms),
-        blank=frozenset(each.label for each in ranked if not each.pretrained),
-        mapless=frozenset(each.label for each in ranked if not each.map_seen),
-        usual=usual_of(ranked),
-        imbalanced=regime.imbalance > doctor.IMBALANCED,
-        metric=setup.metric,
-        large=large,
-    )
 
 
 def _director(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -56,8 +57,11 @@ class View:
 
 def is_kept(key: str, rows: Rows) -> bool:
     """Tell whether all of `rows` are in the cache under `key`."""
-    reader = find_rows(KIND, key)
-    return reader is not None and not len(np.setdiff1d(rows, reader.rows))
+    return not len(_missing(rows, find_rows(KIND, key)))
+
+
+def _missing(rows: Rows, reader: RowReader | None) -> Rows:
+    return rows if reader is None else np.setdiff1d(rows, reader.rows)
 
 
 class Activations:
@@ -115,7 +119,7 @@ class Activations:
     def _open(self, rows: Rows, view: View) -> Read:
         fresh = self._fill(rows, view)
         reader = self._reader(view)
-        if self._mode == "disk" and not fresh and not len(self._missing(rows, reader)):
+        if self._mode == "disk" and reader and not fresh and not len(_missing(rows, reader)):
             return self._read_with(reader, view)
         return self._gathered(rows, view, reader, fresh).read
 
@@ -126,17 +130,13 @@ class Activations:
     def _dtype(self) -> Number:
         return "float32" if self.exact else "float16"
 
-    def _missing(self, rows: Rows, reader: RowReader | None) -> Rows:
-        return np.unique(rows) if reader is None else np.setdiff1d(rows, reader.rows)
-
     def _fill(self, rows: Rows, view: View) -> list[_Held]:
         """Compute what of `rows` is missing; return what is to be held, or is not on disk."""
-        missing = self._missing(rows, self._reader(view))
+        missing = _missing(rows, self._reader(view))
         fresh, written = list[_Held](), self._mode != "ram"
-        for start in range(0, len(missing), CHUNK):
+        for chunk in _cut_up(missing):
             if time.time() > self._until:
                 raise OutOfTime
-            chunk = missing[start : start + CHUNK]
             values = self._as_kept(self._compute(chunk, view))
             written = written and self._write(chunk, values, view)
             if not written or self._mode != "disk":
@@ -167,32 +167,36 @@ class Activations:
         if size > (1 - SPARED) * plan.free_memory():
             raise NoPlace("neither the cache nor the memory has room for it")
 
-    def _read_with(self, reader: RowReader | None, view: View) -> Read:
-        """Return what reads rows that were kept, and computes again what is damaged or gone."""
+    def _read_with(self, reader: RowReader, view: View) -> Read:
+        """Return what reads rows that were kept, and computes again what is damaged."""
 
         def read(rows: Rows) -> Tensor:
-            if reader is not None and not len(self._missing(rows, reader)):
-                try:
-                    (values,) = reader.read(rows)
-                    return torch.from_numpy(values)
-                except Damaged as error:
-                    self.note = f"kept activations were damaged ({error}) and are computed again"
-            return torch.from_numpy(self._as_kept(self._compute(rows, view)))
+            try:
+                (values,) = reader.read(rows)
+            except Damaged as error:
+                self.note = f"kept activations were damaged ({error}) and are computed again"
+                return self._again(rows, view)
+            return torch.from_numpy(values)
 
         return read
+
+    def _again(self, rows: Rows, view: View) -> Tensor:
+        return torch.from_numpy(self._as_kept(self._compute(rows, view)))
 
     def _gathered(
         self, rows: Rows, view: View, reader: RowReader | None, fresh: list[_Held]
     ) -> _Held:
         """Return all of `rows` in one place in memory, or on the device that trains."""
-        known = np.concatenate([each.rows for each in fresh]) if fresh else rows[:0]
-        rest, read = np.setdiff1d(rows, known), self._read_with(reader, view)
-        starts = range(0, len(rest), CHUNK)
-        parts = [each.read for each in fresh] + [read] * len(starts)
-        chunks = [each.rows for each in fresh] + [rest[at : at + CHUNK] for at in starts]
+        rest = np.setdiff1d(rows, np.concatenate([rows[:0], *(each.rows for each in fresh)]))
+        gone = _missing(rest, reader)  # it was evicted or damaged since
+        parts: list[tuple[Rows, Read]] = [(each.rows, each.read) for each in fresh]
+        parts += [(part, partial(self._again, view=view)) for part in _cut_up(gone)]
+        if reader:
+            read = self._read_with(reader, view)
+            parts += [(part, read) for part in _cut_up(np.setdiff1d(rest, gone))]
         whole = None
-        for chunk, part in zip(chunks, parts, strict=True):
-            values = part(chunk)
+        for chunk, read_part in parts:
+            values = read_part(chunk)
             if whole is None:
                 self._check_memory(len(rows) * values[0].nbytes)
                 whole = values.new_empty((len(rows), values.shape[1]))
@@ -200,6 +204,10 @@ class Activations:
         assert whole is not None  # a part has images
         device = self._device if self._mode == "device" else torch.device("cpu")
         return _Held(rows, whole.to(device))
+
+
+def _cut_up(rows: Rows) -> list[Rows]:
+    return [rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK)]
 
 
 class _TooLarge(Exception):

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from autoft.data.views import training_batches
+from autoft.data.views import view_batches
 from autoft.looking import evaluating
-from autoft.network.cut import CannotCut, cut
+from autoft.network.cut import CannotCut, cut, every_cut
 from autoft.network.stages import stage_of_parameters
 from autoft.training.job import Costs, Precision, Setup
 from autoft.training.memory import is_out_of_memory
@@ -45,15 +45,13 @@ def crossing_bytes(backbone: Backbone, image_size: int) -> tuple[tuple[int, ...]
     found, why = [0], ""
     images = torch.zeros(1, 3, image_size, image_size)
     images = images.to(next(backbone.module.parameters()).device)
-    for k in range(1, len(backbone.stages) + 1):
-        try:
-            prefix, _ = cut(backbone, k, image_size)
-        except CannotCut as error:
-            why = why or str(error)
+    for each in every_cut(backbone, image_size):
+        if isinstance(each, CannotCut):
+            why = why or str(each)
             found.append(0)
             continue
         with evaluating(backbone.module), torch.no_grad():
-            found.append(HALF * sum(each.numel() for each in prefix(images)))
+            found.append(HALF * sum(tensor.numel() for tensor in each[0](images)))
     return tuple(found), why
 
 
@@ -98,20 +96,8 @@ def measure_costs(
 
 def view_seconds(setup: Setup, backbone: Backbone) -> float:
     """Return what a processor takes for one augmented view of an image of the training part."""
-    part = setup.train.take(np.arange(min(VIEWED, len(setup.train))))
-    batches = training_batches(
-        setup.store,
-        part.rows,
-        part.labels,
-        setup.preprocess(backbone),
-        num_classes=len(setup.classes),
-        weights=np.ones(len(part), np.float32),
-        augment="crop_flip",
-        mix="none",
-        batch_size=VIEWED_AT_ONCE,
-        seed=0,
-        epoch=0,
-    )
+    rows, pre = setup.train.rows[:VIEWED], setup.preprocess(backbone)
+    batches = view_batches(setup.store, rows, pre, "crop_flip", 0, VIEWED_AT_ONCE)
     began = time.perf_counter()
     seen = sum(len(batch) for batch in batches)
     return (time.perf_counter() - began) / max(1, seen)

@@ -23,8 +23,7 @@ from autoft.network.build import build
 from autoft.network.pooling import Pooling, one_pass
 from autoft.training.evaluate import EVALUATION_BATCH
 from autoft.training.job import Images, Precision, Rows, Setup
-from autoft.training.kept import Features as Features
-from autoft.training.kept import Kinds, Progress, remembered
+from autoft.training.kept import Features, Kinds, Progress, remembered
 from autoft.training.measures import UnfitWeights
 from autoft.training.memory import MicroBatches
 from autoft.training.precision import autocast, place

@@ -15,6 +15,8 @@ from autoft.errors import DataError
 from autoft.network.sources import Source
 from autoft.values import PROCEDURAL, Backbone, Preprocess, Status, TrialConfig, Value
 
+MAX_IMAGES = 5000  # of each part that backbones are ranked on
+
 Rows = NDArray[np.int64]
 Labels = NDArray[np.int64]
 Weights = NDArray[np.float32]

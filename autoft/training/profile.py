@@ -25,7 +25,6 @@ from autoft.network.pooling import Pooling
 from autoft.training.classify import Fit, cross_validate, logistic, majority, nearest
 from autoft.training.evaluate import EVALUATION_BATCH
 from autoft.training.features import (
-    Features,
     as_array,
     built,
     fingerprint,
@@ -33,6 +32,7 @@ from autoft.training.features import (
     weights_hash,
 )
 from autoft.training.job import Images, Precision, Setup
+from autoft.training.kept import Features
 from autoft.training.measures import Measured, OutOfFold, Sample, failure
 from autoft.training.precision import memory_format, place
 from autoft.training.remember import identity, key_of, recall, remember

@@ -23,15 +23,15 @@ from autoft.network.assemble import has_statistics
 from autoft.network.pooling import Pooling
 from autoft.training import metrics
 from autoft.training.classify import logistic, nearest
-from autoft.training.features import Features, built, fingerprint, pooled_features
-from autoft.training.job import Images, Ranked, Setup
+from autoft.training.features import built, fingerprint, pooled_features
+from autoft.training.job import MAX_IMAGES, Images, Ranked, Setup
+from autoft.training.kept import Features
 from autoft.training.measures import failure
 from autoft.training.precision import memory_format
 from autoft.training.remember import identity, key_of, place_of, recall, remember
 from autoft.training.speeds import speeds_of
 from autoft.values import Backbone
 
-MAX_IMAGES = 5000
 FLIP_MAY_COST = 0.03
 KIND, MIRROR, STRUCTURE, VERSION = "rank", "mirror", "structure", 8
 

@@ -11,36 +11,32 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import nn
 
 from autoft.network.assemble import Network
-from autoft.network.heads import build_head, features_of, prior_bias
+from autoft.network.heads import build_head, features_of
 from autoft.network.pooling import Pooling
-from autoft.network.strategy import BoundStrategy
 from autoft.space import check_choices, read_signature
 from autoft.training import checkpoint, recipe
 from autoft.training.evaluate import score_logits
 from autoft.training.job import Outcome, Reporter, Setup, TrialJob
-from autoft.training.losses import log_prior
 from autoft.training.packs import Round, train_pack
 from autoft.training.packs.train import in_words
 from autoft.training.precision import memory_format
 from autoft.training.probe import NonFiniteLoss
-from autoft.training.underway import Trial, after_epoch, class_counts, outcome_of
-from autoft.values import Backbone, Status
-
-
-@dataclass(frozen=True)
-class Built:
-    """A backbone as trials begin with it; `fingerprint` may be "" until it is asked for."""
-
-    backbone: Backbone
-    strategy: BoundStrategy
-    pretrained: bool
-    fingerprint: str
+from autoft.training.underway import (
+    Built,
+    Trial,
+    after_epoch,
+    begin_at_prior,
+    class_counts,
+    folder_of,
+    new_trial,
+    outcome_of,
+)
+from autoft.values import Status
 
 
 @dataclass
@@ -82,7 +78,7 @@ def train_heads(
     since `began` (time.monotonic).
     """
     for job in jobs:
-        checkpoint.start(_folder(setup, job), job, pretrained=built.pretrained)
+        checkpoint.start(folder_of(setup, job), job, pretrained=built.pretrained)
     networks: dict[str, Network] = {}
     packs: dict[str, list[tuple[Trial, nn.Module]]] = {}
     for job in jobs:
@@ -130,32 +126,14 @@ def _begin(
     pool = known.pool if known else Pooling(built.backbone, kind, setup.image_size)
     torch.manual_seed(config.seed)
     head = build_head(config.head, pool.num_features, len(setup.classes))
-    if how.balance in ("none", "focal"):  # the others teach scores that the prior has no part in
-        prior_bias(head, log_prior(class_counts(setup)))
+    begin_at_prior(setup, head, how)
     head.to(setup.device)
     if known is None:
         known = networks[kind] = Network(built.backbone, head, pool)
         known.to(setup.device).to(memory_format=memory_format(job.precision))
         known.set_rates([0.0] * known.num_stages, norm_mode="frozen")
-    trial = Trial(
-        setup=setup,
-        job=job,
-        folder=_folder(setup, job),
-        backbone=built.backbone,
-        network=known,
-        strategy=built.strategy,
-        recipe=how,
-        report=report,
-        state=checkpoint.State(),
-        pretrained=built.pretrained,
-        fingerprint=built.fingerprint,
-        began=time.monotonic(),
-    )
+    trial = new_trial(setup, job, built, known, how, report, time.monotonic())
     return trial, head
-
-
-def _folder(setup: Setup, job: TrialJob) -> Path:
-    return setup.folder / "trials" / f"{job.number:04d}"
 
 
 def _train(seats: Sequence[Seat]) -> None:

@@ -17,18 +17,16 @@ import torch
 from autoft.network.adapters import adapt
 from autoft.network.assemble import assemble
 from autoft.network.build import build
-from autoft.network.heads import prior_bias
 from autoft.network.strategy import bind
 from autoft.space import check_choices, read_signature
 from autoft.training import checkpoint, recipe
 from autoft.training.features import fingerprint
 from autoft.training.job import Outcome, Reporter, Setup, TrialJob
-from autoft.training.losses import log_prior
 from autoft.training.precision import memory_format
 from autoft.training.probe import NonFiniteLoss
-from autoft.training.together import Built, failure, train_heads
+from autoft.training.together import failure, train_heads
 from autoft.training.tune import tune
-from autoft.training.underway import Trial, class_counts, outcome_of
+from autoft.training.underway import Built, Trial, begin_at_prior, new_trial, outcome_of
 
 FEW_STAGES = 4  # of a network that is not built yet, to see whether a strategy thaws any
 
@@ -61,23 +59,28 @@ def train_trials(
 
 def _alike(jobs: Sequence[TrialJob]) -> list[list[TrialJob]]:
     """Return the jobs in groups that can begin with the same backbone."""
+    starts: dict[str, Hashable] = {}
     groups: dict[Hashable, list[TrialJob]] = {}
     for job in jobs:
-        groups.setdefault(_begins_with(job), []).append(job)
+        part, config = repr(job.config.strategy), job.config
+        if part not in starts:  # a strategy is asked about many moments
+            starts[part] = _start_of(job)
+        alike = config.backbone.name, starts[part], config.seed, job.precision, job.epochs
+        groups.setdefault(job.number if starts[part] is None else alike, []).append(job)
     return list(groups.values())
 
 
-def _begins_with(job: TrialJob) -> Hashable:
-    config = job.config
+def _start_of(job: TrialJob) -> Hashable:
+    """Return what its strategy makes of a backbone; None where it thaws any, or is broken."""
+    part = job.config.strategy
     try:
-        strategy = bind(config.strategy, FEW_STAGES)
+        strategy = bind(part, FEW_STAGES)
         if strategy.trains_backbone():
-            return job.number
+            return None
     except BaseException as error:  # noqa: BLE001 - a plugin; it fails again where that is told
         failure(job, error)
-        return job.number
-    start = repr(config.strategy) if strategy.adapter else strategy.pretrained
-    return config.backbone.name, start, config.seed, job.precision, job.epochs
+        return None
+    return repr(part) if strategy.adapter else strategy.pretrained
 
 
 def _train(
@@ -129,22 +132,8 @@ def prepare(setup: Setup, job: TrialJob, built: Built, report: Reporter, began: 
     check_choices("The recipe", read_signature(recipe.tuning), config.train)
     how = recipe.tuning(**config.train)  # type: ignore[arg-type]  # checked just above
     network = assemble(built.backbone, config.head, len(setup.classes), how.pool, setup.image_size)
-    if how.balance in ("none", "focal"):  # the others teach scores that the prior has no part in
-        prior_bias(network.head, log_prior(class_counts(setup)))
+    begin_at_prior(setup, network.head, how)
     network.to(setup.device).to(memory_format=memory_format(job.precision))
     if job.precision.compiled:
         network.compile()
-    return Trial(
-        setup=setup,
-        job=job,
-        folder=setup.folder / "trials" / f"{job.number:04d}",
-        backbone=built.backbone,
-        network=network,
-        strategy=built.strategy,
-        recipe=how,
-        report=report,
-        state=checkpoint.State(),
-        pretrained=built.pretrained,
-        fingerprint=built.fingerprint,
-        began=began,
-    )
+    return new_trial(setup, job, built, network, how, report, began)

@@ -37,17 +37,16 @@ CLIP = 1.0
 class Tuning:
     """What training a backbone holds beside the trial; `anchor` is where its weights began.
 
-    `shared` gives what the frozen stages make of the images (None: they run in every step), and
-    each epoch takes one of `views` views (0: new ones). `noted` is what is written of that.
+    `shared` gives what the frozen stages make of the images (None: they run in every step);
+    `sharing` is how, as it is written in the trial's folder.
     """
 
     trial: Trial
     optimizer: torch.optim.Optimizer
     loss: Loss
     anchor: dict[str, Tensor]
-    shared: Shared | None = None
-    views: int = 0
-    noted: Sharing | None = None
+    sharing: Sharing
+    shared: Shared | None
     micro: MicroBatches = field(default_factory=MicroBatches)
     average: Average | None = None
 
@@ -71,9 +70,7 @@ def tune(trial: Trial) -> Status:
     except OutOfTime:
         return "stopped"
     finally:
-        if tuning.shared:
-            tuning.shared.close()
-            gc.collect()  # graphs and what they are of hold each other: memory would pile up
+        _let_go(tuning)
     return "done"
 
 
@@ -88,7 +85,7 @@ def _begin(trial: Trial) -> Tuning:
     network.set_rates([1.0] * network.num_stages)  # whatever a plugin left frozen
     if trial.state.epoch == 0 and trial.pretrained and how.head_first:
         fit_head(trial, _of_head(trial))
-    tuning = Tuning(trial, optimizer, trial.loss(how), anchor, shared, sharing.views, sharing)
+    tuning = Tuning(trial, optimizer, trial.loss(how), anchor, sharing, shared)
     if how.ema:
         steps = trial.job.epochs * steps_per_epoch(len(trial.setup.train), how.batch_size)
         tuning.average = Average(network, steps)
@@ -138,13 +135,23 @@ def _held_out(tuning: Tuning) -> Scored | None:
 
 def _give_up(tuning: Tuning, error: NoPlace) -> None:
     """Go on without what was shared: the views stay, so that the numbers do."""
-    trial, shared = tuning.trial, tuning.shared
-    assert shared is not None
-    rerun = replace(shared.sharing, mode="rerun")
-    shared.close()
-    tuning.shared = None
-    trial.note = f"what its frozen stages give is not kept: {error}"
-    checkpoint.note_sharing(trial.folder, rerun, str(error))
+    _let_go(tuning)
+    tuning.trial.note = f"what its frozen stages give is not kept: {error}"
+    _note(tuning, replace(tuning.sharing, mode="rerun"), str(error))
+
+
+def _note(tuning: Tuning, sharing: Sharing, why: str) -> None:
+    """Write how it is shared from now on."""
+    tuning.sharing = sharing
+    checkpoint.note_sharing(tuning.trial.folder, sharing, why)
+
+
+def _let_go(tuning: Tuning) -> None:
+    """Drop what is shared: graphs and what they are of hold each other, and would pile up."""
+    if tuning.shared:
+        tuning.shared.close()
+        tuning.shared = None
+        gc.collect()
 
 
 def _epoch(tuning: Tuning) -> float | None:
@@ -165,11 +172,10 @@ def _epoch(tuning: Tuning) -> float | None:
         progress = (epoch + step / steps) / trial.job.epochs
         total += _step(tuning, batch, progress)
     trial.micro_batch = tuning.micro.size
-    if tuning.shared and tuning.shared.note:
-        trial.note = tuning.shared.note
-    if tuning.shared and tuning.shared.sharing != tuning.noted:  # fp16 did not hold it
-        tuning.noted = tuning.shared.sharing
-        checkpoint.note_sharing(trial.folder, tuning.noted, "")
+    if tuning.shared:
+        trial.note = tuning.shared.note or trial.note
+        if tuning.shared.sharing != tuning.sharing:  # fp16 did not hold it
+            _note(tuning, tuning.shared.sharing, "")
     return float(total) / steps
 
 
@@ -188,7 +194,7 @@ def _batches(tuning: Tuning) -> Generator[Batch, None, None]:
         batch_size=how.batch_size,
         seed=trial.job.config.seed,
         epoch=trial.state.epoch,
-        views=tuning.views,
+        views=tuning.sharing.views,
         kept=_kept(tuning),
     )
 

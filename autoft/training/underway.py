@@ -9,14 +9,17 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from autoft.network.assemble import Network
+from autoft.network.heads import prior_bias
 from autoft.network.strategy import BoundStrategy
 from autoft.training import checkpoint, probe
 from autoft.training.evaluate import Scored
-from autoft.training.features import Features, fingerprint, pooled_features
+from autoft.training.features import fingerprint, pooled_features
 from autoft.training.job import Images, Outcome, Report, Reporter, Setup, TrialJob
-from autoft.training.losses import Loss, make_loss
+from autoft.training.kept import Features
+from autoft.training.losses import Loss, log_prior, make_loss
 from autoft.training.probe import NonFiniteLoss
 from autoft.training.recipe import Recipe
 from autoft.values import Backbone, NormMode, Preprocess, Status
@@ -80,6 +83,56 @@ class Trial:
         return pooled_features(
             pool, self.setup, part, self.pre, precision, network=self.backbone_as_built()
         )
+
+
+@dataclass(frozen=True)
+class Built:
+    """A backbone as trials begin with it; `fingerprint` may be "" until it is asked for."""
+
+    backbone: Backbone
+    strategy: BoundStrategy
+    pretrained: bool
+    fingerprint: str
+
+
+def new_trial(
+    setup: Setup,
+    job: TrialJob,
+    built: Built,
+    network: Network,
+    recipe: Recipe,
+    report: Reporter,
+    began: float,
+) -> Trial:
+    """Return a trial that nothing was done for yet; its clock runs since `began`."""
+    return Trial(
+        setup=setup,
+        job=job,
+        folder=folder_of(setup, job),
+        backbone=built.backbone,
+        network=network,
+        strategy=built.strategy,
+        recipe=recipe,
+        report=report,
+        state=checkpoint.State(),
+        pretrained=built.pretrained,
+        fingerprint=built.fingerprint,
+        began=began,
+    )
+
+
+def folder_of(setup: Setup, job: TrialJob) -> Path:
+    """Return the folder of a trial in the run."""
+    return setup.folder / "trials" / f"{job.number:04d}"
+
+
+def begin_at_prior(setup: Setup, head: nn.Module, recipe: Recipe) -> None:
+    """Have a new head begin with the shares of the classes, where its loss teaches them."""
+    if recipe.balance in (
+        "none",
+        "focal",
+    ):  # the others teach scores that the prior has no part in
+        prior_bias(head, log_prior(class_counts(setup)))
 
 
 def class_counts(setup: Setup) -> NDArray[np.float64]:

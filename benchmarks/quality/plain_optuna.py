@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -115,27 +115,16 @@ def plain_optuna(given: Given, dataset: str, seed: int, folder: Path) -> Row:
 
 def space_of(setup: Setup) -> tuple[Space, dict[str, Ranked]]:
     """Return the space as a search builds it for weights of photographs, and what it measured."""
-    names = prepare.names(Settings(dataset="-"))
+    asked = Settings(dataset="-")
+    names = prepare.names(asked)
     measured = [rank_backbone(setup, label, lambda *_: None) for label in setup.sources]
     usable = sorted((each for each in measured if not each.error), key=lambda r: -r.probe)
     near = [each for each in usable if each.probe >= usable[0].probe - prepare.BEHIND]
     keeps = mirroring_keeps_labels(setup, near[0])
-    space = describe(names).space
-    strategies = {
-        name: info
-        for name, info in space.strategies.items()
-        if info.pretrained or not info.trains_backbone
-    }
-    space = replace(
-        space,
-        backbones=tuple(each.label for each in near),
-        strategies=strategies,
-        augments=recipe.AUGMENTS if keeps else recipe.UPRIGHT,
-        batch_norms=frozenset(each.label for each in near if each.batch_norms),
-        blank=frozenset(each.label for each in near if not each.pretrained),
-        mapless=frozenset(each.label for each in near if not each.map_seen),
-        metric=setup.metric,
-    )
+    counts = np.bincount(setup.train.labels)
+    augments = recipe.AUGMENTS if keeps else recipe.UPRIGHT
+    imbalance = float(counts.max() / counts[counts > 0].min())
+    space = prepare.narrowed(describe(names).space, asked, setup, near, imbalance, augments)
     return space, {each.label: each for each in near}
 
 

@@ -11,7 +11,7 @@ from autoft.network.sources import Source
 from autoft.search.configs import Space, StrategyInfo
 from autoft.search.jobs import Finished, FinishJob
 from autoft.search.policy import KEPT
-from autoft.training.job import Outcome, Ranked, Report, Setup, TrialJob
+from autoft.training.job import MAX_IMAGES, Outcome, Ranked, Report, Setup, TrialJob
 from autoft.training.measures import Measured, Sample
 from autoft.training.plan import Room
 
@@ -194,7 +194,7 @@ def check(sources: Sequence[Source], image_size: int) -> None:
 
 def rank(link: Link, setup: Setup, label: str, limit: int) -> Ranked:
     """Measure one backbone on at most `limit` images of each part (0: as many as count)."""
-    from autoft.training.rank import MAX_IMAGES, rank_backbone
+    from autoft.training.rank import rank_backbone
 
     _use_threads(setup)
     return rank_backbone(setup, label, link.progress, limit or MAX_IMAGES)
