@@ -41,6 +41,7 @@ bench: $(READY) ## Measure start-up, a million rows and sharing; with DATA=FOLDE
 	$(BIN)/python benchmarks/startup.py
 	PYTHONPATH=benchmarks $(BIN)/python benchmarks/speed/sharing.py --json $(RESULTS)/sharing.json --page $(SPEED)
 	PYTHONPATH=benchmarks $(BIN)/python benchmarks/speed/heads.py --json $(RESULTS)/heads.json --page $(SPEED)
+	PYTHONPATH=benchmarks $(BIN)/python benchmarks/speed/heap.py --json $(RESULTS)/heap.json --page $(SPEED)
 	$(BIN)/python benchmarks/speed/million.py
 	$(if $(DATA),$(BIN)/python benchmarks/speed/data.py --dataset $(DATA))
 

@@ -10,7 +10,7 @@ from torch.nn import functional
 from torchvision.transforms import v2
 
 from autoft.data import augment as augmenting
-from autoft.data.augment import AUGMENTS, JITTER, MIXES, jitter, mixed
+from autoft.data.augment import AUGMENTS, JITTER, MIXES, jitter, mixed, random_views
 from autoft.data.pixels.decode import normalise
 from autoft.data.views import evaluation_batches, training_batches
 from autoft.errors import UsageError
@@ -420,3 +420,26 @@ def test_the_recipe_offers_what_the_views_know():
     known = {parameter.name: parameter for parameter in read_signature(recipe.tuning)}
     assert known["augment"].range.options == AUGMENTS
     assert known["mix"].range.options == MIXES
+
+
+# --- smaller images ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", AUGMENTS)
+def test_a_smaller_view_shows_what_the_whole_one_does(name) -> None:
+    ramp = np.linspace(0, 255, 96).astype(np.uint8)
+    pixels = np.broadcast_to(ramp[None, :, None, None], (4, 96, 96, 3)).copy()
+    pixels[:, :, :, 1] = pixels[:, :, :, 0].transpose(0, 2, 1)
+
+    def views(size: int) -> torch.Tensor:
+        rng = np.random.default_rng(0)
+        return torch.stack(list(random_views(pixels, size, name, rng, [0.0] * 3, 80))).float()
+
+    whole, small = views(80), views(40)
+    assert small.shape == (4, 40, 40, 3)
+    again = torch.nn.functional.interpolate(
+        whole.permute(0, 3, 1, 2), (40, 40), mode="bilinear", antialias=True
+    ).permute(0, 2, 3, 1)
+    if name in ("strong", "trivial"):  # their colours and moves draw by what they are given
+        return
+    assert (small - again).abs().mean() < 2

@@ -12,6 +12,7 @@ from autoft.network.assemble import Network
 from autoft.network.build import build
 from autoft.network.family import is_transformer
 from autoft.network.sources import Source
+from autoft.training import recipe
 from autoft.training.average import Average
 from autoft.training.gradients import relative_norms
 from autoft.training.optim import make_optimizer, schedule, set_learning_rates
@@ -221,3 +222,26 @@ def test_relative_norms_are_those_of_the_gradients_and_leave_no_trace() -> None:
         gradient = torch.cat([p.grad.flatten() for p in members]).norm()
         weights = torch.cat([p.detach().flatten() for p in members]).norm()
         assert found[stage] == pytest.approx(float(gradient / weights), rel=1e-4)
+
+
+# --- smaller images ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("size", "scale", "epochs", "sizes"),
+    [
+        (224, 0.7, 8, [160] * 6 + [224] * 2),
+        (224, 0.7, 1, [224]),
+        (224, 1.0, 3, [224] * 3),
+        (128, 0.7, 4, [96] * 3 + [128]),
+        (32, 0.7, 2, [32, 32]),
+    ],
+)
+def test_the_last_epochs_see_images_whole(size, scale, epochs, sizes) -> None:
+    assert [recipe.size_in(size, scale, epoch, epochs) for epoch in range(epochs)] == sizes
+
+
+def test_the_pixels_of_a_trial_are_known_beforehand() -> None:
+    assert recipe.area(1.0) == 1.0
+    sides = [recipe.size_in(224, 0.7, epoch, 10) for epoch in range(10)]
+    assert recipe.area(0.7) == pytest.approx(sum(s**2 for s in sides) / 10 / 224**2, rel=0.05)

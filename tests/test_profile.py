@@ -231,12 +231,12 @@ def test_a_search_looks_at_what_its_time_affords(setup) -> None:
         ranked = Ranked("a", images_per_second=1.0, fp32_images_per_second=speed)
         return sampling.affordable(seconds, setup, ranked)
 
-    assert images(3600, 50) == 1800
-    assert images(36000, 50) == 5000
-    assert images(1500, 50) == 750
-    assert images(600, 50) == 500  # 300 by its share: the least
-    assert images(300, 50) == 300  # 500 would take a fifteenth of the time: twice the share
-    assert images(60, 50) == 100
+    assert images(7200, 50) == 1800
+    assert images(72000, 50) == 5000
+    assert images(3000, 50) == 750
+    assert images(1200, 50) == 500  # 300 by its share: the least
+    assert images(600, 50) == 300  # 500 would take a thirtieth of the time: twice the share
+    assert images(120, 50) == 100
 
 
 # --- what is measured ---------------------------------------------------------------------------
@@ -456,8 +456,8 @@ def changed_images(setup: Setup) -> Setup:
 def test_images_that_changed_are_not_the_fault_of_backbones(setup, data, cache) -> None:
     changed, sample = changed_images(setup), sampling.sample_of(data, 1000)
 
-    def call(_: object, *arguments: object) -> Ranked:
-        return rank.rank_backbone(*arguments, quiet)
+    def call(_: object, setup: Setup, label: str, limit: int, timed: bool) -> Ranked:
+        return rank.rank_backbone(setup, label, quiet, limit or rank.MAX_IMAGES, timed=timed)
 
     with pytest.raises(DataError, match="data_changed"):
         prepare.rank(Settings(dataset="d"), changed, call, quiet, 60.0)
@@ -474,8 +474,8 @@ def test_weights_that_do_not_fit_are_left_out(setup, cache) -> None:
     assert found.exit_code == DataError.exit_code
     assert found.error
 
-    def call(_: object, setup: Setup, label: str, limit: int) -> Ranked:
-        return rank.rank_backbone(setup, label, quiet, limit or rank.MAX_IMAGES)
+    def call(_: object, setup: Setup, label: str, limit: int, timed: bool) -> Ranked:
+        return rank.rank_backbone(setup, label, quiet, limit or rank.MAX_IMAGES, timed=timed)
 
     _, ranked = prepare.rank(Settings(dataset="d"), given, call, quiet, 60.0)
     assert [each.label for each in ranked] == [good.label]

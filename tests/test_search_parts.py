@@ -556,10 +556,10 @@ def test_an_error_of_a_worker_keeps_its_kind(kind, tmp_path) -> None:
 
 def test_a_few_images_tell_which_backbones_are_worth_a_pass_over_all(tmp_path) -> None:
     first = {"a": 0.90, "b": 0.91, "c": 0.88, "d": 0.80, "e": 0.99}
-    looked: list[tuple[str, int]] = []
+    looked: list[tuple[str, int, bool]] = []
 
-    def call(_task, _setup, label: str, limit: int) -> Ranked:
-        looked.append((label, limit))
+    def call(_task, _setup, label: str, limit: int, timed: bool) -> Ranked:
+        looked.append((label, limit, timed))
         if label == "e":
             return Ranked("e", error="why", exit_code=DataError.exit_code)
         probe = first[label] if limit else {"a": 0.95, "b": 0.93}[label]
@@ -577,10 +577,12 @@ def test_a_few_images_tell_which_backbones_are_worth_a_pass_over_all(tmp_path) -
     few = prepare.FEW
     first["d"] = 0.70
     assert near(2 * few + 1) == ["a", "b", "c"]  # d is far behind, e cannot be used
-    assert looked == [*((label, few) for label in "abcde"), ("b", 0), ("a", 0)]
+    looks = [(label, few, False) for label in "abcde"]
+    assert looked == [*looks, ("b", 0, True), ("a", 0, True), ("c", few, True)]
     first["a"] = first["c"] = 0.84
     near(2 * few + 1)
-    assert looked[5:] == [("b", 0)]  # nothing else may be as good
+    again = [("b", 0, True), ("a", few, True), ("c", few, True)]
+    assert looked[5:] == again  # nothing else may be as good
 
 
 # --- the embedded backbone ----------------------------------------------------------------------
@@ -620,7 +622,7 @@ def ranking(
         Settings(dataset="d", **settings), RunFolder(folder), lambda _: None, None, 0
     )
     usable, near = prepare.rank(
-        session.settings, setup, lambda _task, _setup, label, _: known[label], session.emit, 60.0
+        session.settings, setup, lambda _task, _setup, label, *_: known[label], session.emit, 60.0
     )
     events = RunFolder(folder).events()
     notes = [event["text"] for event in events if event["kind"] == "note"]
@@ -832,6 +834,47 @@ def test_training_from_scratch_competes_where_the_best_weights_are_weak(
     narrowed = prepare.narrowed(space, Settings(dataset="d"), setup, ranked, 1.0, ("none",))
     assert ("scratch" in narrowed.strategies) is scratch
     assert set(narrowed.usual) == {each.label for each in ranked if each.weak}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "epochs"),
+    [
+        (970, 20),  # an epoch takes 12 seconds: a quarter of the time
+        (410, 10),
+        (250, 10),  # as many as are good, though they take 120 seconds
+        (121, 8),  # no more than 0.8 of the time
+        (10, 1),
+    ],
+)
+def test_where_there_is_little_time_one_good_trial_is_worth_more_than_several(
+    seconds, epochs
+) -> None:
+    ranked = Ranked("a", images_per_second=100.0, trained_per_second=10.0, source="in1k")
+    budget = Budget(time.time() + seconds, None, {"a": ranked}, 100, 200, first=False)
+    config = TrialConfig(Part("a"), Part("full"), Part("linear"), {})
+    assert budget.full_epochs(config) == epochs
+
+
+def test_where_epochs_are_few_images_are_smaller_and_the_budget_knows() -> None:
+    timed = {"images_per_second": 100.0, "trained_per_second": 10.0, "source": "in1k"}
+    ranked = [Ranked("a", **timed), Ranked("b", **timed, resizable=False)]
+
+    def hurried(seconds: float) -> tuple[Space, Budget]:
+        known = {each.label: each for each in ranked}
+        budget = Budget(time.time() + seconds, None, known, 100, 200, first=False)
+        tuning = (*make_space().tuning, Parameter("train_scale", Choice(1.0, 0.7), 1.0))
+        space = replace(make_space(), backbones=("a", "b"), tuning=tuning, rigid=frozenset("b"))
+        return prepare.hurried(space, budget), budget
+
+    def scale(space: Space, label: str) -> object:
+        return space.default({"backbone": label, "strategy": "full"}, 0).train.get("train_scale")
+
+    space, budget = hurried(121)
+    assert (scale(space, "a"), scale(space, "b")) == (0.7, None)
+    assert budget.whole_epochs("a") == 10 > budget.whole_epochs("b") == 8
+    space, budget = hurried(970)
+    assert (scale(space, "a"), scale(space, "b")) == (1.0, None)
+    assert budget.smaller == frozenset()
 
 
 def test_weak_weights_get_the_time_of_random_ones() -> None:

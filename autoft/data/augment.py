@@ -36,24 +36,27 @@ _Operation = Callable[[Tensor, float, Fill], Tensor]
 
 
 def random_views(
-    pixels: Pixels, size: int, name: str, rng: np.random.Generator, fill: Fill
+    pixels: Pixels, size: int, name: str, rng: np.random.Generator, fill: Fill, window: int = 0
 ) -> Iterator[Tensor]:
     """Yield (size, size, 3) of 0..255, uint8 or float32, of each image of uint8 (B, R, R, 3).
 
     `none` is the middle. `shift_flip` moves the square, `crop` and `crop_flip` also resize a part
     of it (antialiased), `strong` takes smaller parts and changes colours; `trivial` is
-    TrivialAugment after `crop_flip`. All but `none` and `crop` mirror half of the images.
+    TrivialAugment after `crop_flip`. All but `none` and `crop` mirror half of the images. Where
+    `window` is given, the middle and the square that is moved have that side and are resized.
 
     Raises:
-        UsageError: `size` is larger than R.
+        UsageError: `size` or `window` is larger than R.
     """
-    middle = torch.from_numpy(centre_crop(pixels, size))  # refuses a size too large
-    if name == "none":
-        yield from middle
-        return
+    window = window or size
+    middle = torch.from_numpy(centre_crop(pixels, max(size, window)))  # refuses one too large
     count, side = len(pixels), pixels.shape[1]
+    if name == "none":
+        whole = np.tile([0, 0, window, window], (count, 1))
+        yield from middle if window == size else _cut(middle, whole, np.zeros(count, bool), size)
+        return
     if name == "shift_flip":
-        boxes = _shifts(count, side, size, rng)
+        boxes = _shifts(count, side, window, rng)
     else:
         boxes = _parts(count, side, _SMALLEST_AREA[name], rng)
     mirrored = rng.random(count) < (0.0 if name == "crop" else 0.5)

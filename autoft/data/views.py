@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, TypeVar
 
 import numpy as np
@@ -87,14 +87,16 @@ def view_batches(
 
 
 def _views(
-    pixels: Pixels, rows: Rows, pre: Preprocess, augment: str, view: int
+    pixels: Pixels, rows: Rows, pre: Preprocess, augment: str, view: int, size: int = 0
 ) -> Generator[Tensor, None, None]:
-    """Yield `view` of each image of `pixels` (B, R, R, 3), which are those of `rows` (B,)."""
+    """Yield `view` of each image of `pixels` (B, R, R, 3), which are those of `rows` (B,).
+
+    Views are of `size` pixels (0: as `pre` says), and show what they would at the size of `pre`.
+    """
+    size = size or pre.image_size
     for place, row in enumerate(rows.tolist()):
-        rng = np.random.default_rng((view, row))
-        yield from random_views(
-            pixels[place : place + 1], pre.image_size, augment, rng, _fill(pre)
-        )
+        rng, own = np.random.default_rng((view, row)), pixels[place : place + 1]
+        yield from random_views(own, size, augment, rng, _fill(pre), pre.image_size)
 
 
 def _fill(pre: Preprocess) -> list[float]:
@@ -117,6 +119,7 @@ def training_batches(  # noqa: PLR0913 (each is a choice that a trial makes by n
     epoch: int,
     views: int = 0,
     kept: Callable[[Rows], Tensor] | None = None,
+    size: int = 0,
 ) -> Generator[Batch, None, None]:
     """Yield one epoch of batches; `augment` and `mix` are explained in `autoft.data.augment`.
 
@@ -125,7 +128,8 @@ def training_batches(  # noqa: PLR0913 (each is a choice that a trial makes by n
     dropped: BatchNorm cannot train on it.
 
     With `views` the images are those of `view_batches`, view `epoch` modulo `views`. `kept`
-    returns what is kept of the images of some rows, which is then given in their place.
+    returns what is kept of the images of some rows, which is then given in their place. Images
+    have `size` pixels a side (0: as `pre` says), and show what they would at the size of `pre`.
 
     Raises:
         UsageError: `augment` or `mix` is unknown, or `pre.image_size` larger than the stored
@@ -136,6 +140,7 @@ def training_batches(  # noqa: PLR0913 (each is a choice that a trial makes by n
     if kept is not None and mix != "none":
         raise ValueError(f"mix={mix!r} is of images, and there are none")
     order = np.random.default_rng((seed, epoch)).permutation(len(rows))
+    small = replace(pre, image_size=size or pre.image_size)
 
     def make(job: tuple[int, npt.NDArray[np.intp]]) -> Batch:
         number, chosen = job
@@ -147,11 +152,11 @@ def training_batches(  # noqa: PLR0913 (each is a choice that a trial makes by n
             return Batch(kept(rows[chosen]), targets, scales)
         pixels = store.read(rows[chosen])
         images = _normalised(
-            _views(pixels, rows[chosen], pre, augment, epoch % views)
+            _views(pixels, rows[chosen], pre, augment, epoch % views, small.image_size)
             if views
-            else random_views(pixels, pre.image_size, augment, rng, _fill(pre)),
+            else random_views(pixels, small.image_size, augment, rng, _fill(pre), pre.image_size),
             len(chosen),
-            pre,
+            small,
         )
         images, shares, scales = mixed(images, targets, scales, mix, rng)
         return Batch(images.permute(0, 3, 1, 2), shares, scales)
@@ -172,7 +177,9 @@ def _check(what: str, name: str, known: Collection[str]) -> None:
 def _ahead(make: Callable[[_Job], _Made], jobs: Iterable[_Job]) -> Generator[_Made, None, None]:
     """Yield `make(job)` in order, made by one thread up to `AHEAD` jobs before they are needed."""
     waiting: deque[Future[_Made]] = deque()
-    pool = ThreadPoolExecutor(1, thread_name_prefix="autoft-views")
+    # With threads of its own it would take turns with those that compute, at each of their steps.
+    alone = {"initializer": torch.set_num_threads, "initargs": (1,)}
+    pool = ThreadPoolExecutor(1, thread_name_prefix="autoft-views", **alone)
     try:
         for job in jobs:
             waiting.append(pool.submit(make, job))

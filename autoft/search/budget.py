@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from autoft import plugins
@@ -12,6 +12,7 @@ from autoft.network.strategy import bind
 from autoft.training import plan
 from autoft.training.job import Outcome, Precision, Ranked, TrialJob
 from autoft.training.plan import Room, Work
+from autoft.training.recipe import SMALLER, area
 from autoft.values import TrialConfig, Value
 
 HEAD_ROUNDS = 4  # how often a head-only trial is scored while it trains
@@ -19,10 +20,12 @@ FIRST_SECONDS = 120.0  # that the first trial may take, however little time is l
 HEAD_SECONDS = 4.0  # what one is expected to take before one was seen
 MAX_EPOCHS = 20
 MIN_STEPS = 300  # a full trial of a small data set gets at least so many optimiser steps
-FULL_SHARE = 0.25  # of the time for trials: what one full fine-tune may take ...
-FULL_EPOCHS = 3  # ... but that share may be doubled to reach so many epochs
+FULL_SHARE = 0.25  # of the time for trials: what one full fine-tune may take
 TAIL_SHARE = 0.2  # what a trial may take that runs a tail alone: it is one of many
 SCRATCH_SHARE = 0.5  # where all there is are random or weak weights: they want more epochs
+GOOD_EPOCHS = 10  # one trial of so many is worth more than several of fewer: it may take ...
+STRETCHED_SHARE = 0.8  # ... so much to get them
+LEAST_EPOCHS = 3  # with fewer, fine-tuning hardly gains on the head that it begins with
 NOMINAL_BATCH = 32
 USUAL_AUGMENT = "crop_flip"  # where a configuration does not say
 DOUBTED = 3.0  # times too slow a backbone may be said to be, until one was trained
@@ -36,7 +39,8 @@ class Budget:
     """What is left of the time and the number of trials; learns how long epochs really take.
 
     `deadline` is the wall-clock time (seconds since 1970) at which the last trial must have ended.
-    `ranked` has the best backbone first; `room` is where workers may keep what is shared.
+    `ranked` has the best backbone first; `room` is where workers may keep what is shared. The
+    backbones of `smaller` train on smaller images where a configuration does not say.
     """
 
     deadline: float
@@ -45,6 +49,7 @@ class Budget:
     train_images: int
     validation_images: int
     room: Room = NO_ROOM
+    smaller: frozenset[str] = frozenset()
     began: float = field(default_factory=time.time)
     _pace: float = 1.0
     _head_seconds: float = HEAD_SECONDS
@@ -120,8 +125,8 @@ class Budget:
         """
         key = label, frozen = self._key(config)
         if key not in self._planned:
-            affordable = self.whole_epochs(label)
-            self._planned[key] = self._tail_epochs(config, affordable) if frozen else affordable
+            whole = self.whole_epochs(label)
+            self._planned[key] = max(whole, self._tail_epochs(config)) if frozen else whole
         return self._planned[key]
 
     def _key(self, config: TrialConfig) -> tuple[str, int]:
@@ -134,23 +139,25 @@ class Budget:
     def whole_epochs(self, label: str) -> int:
         """Return the epochs that a trial of the whole backbone affords."""
         whole = self._whole_epoch(self.ranked[label]) * self._pace
-        time_for_trials = self.deadline - self.began
         starts = next(iter(self.ranked.values())), self.ranked[label]
         knows_little = all(each.weak or not each.pretrained for each in starts)
         share = SCRATCH_SHARE if knows_little else FULL_SHARE
-        affordable = int(share * time_for_trials / whole)
-        stretched = min(FULL_EPOCHS, int(2 * share * time_for_trials / whole))
-        return max(1, min(self._most_epochs(), max(affordable, stretched)))
+        return self._afforded(share, lambda epochs: whole * epochs)
 
-    def _tail_epochs(self, config: TrialConfig, least: int) -> int:
+    def _tail_epochs(self, config: TrialConfig) -> int:
         """Return the epochs that a trial of a tail affords, which are cheaper than whole ones."""
-        time_for_trials = self.deadline - self.began
-        fit = (
-            epochs
-            for epochs in range(self._most_epochs(), least, -1)
-            if self.expected(config, epochs, True) <= TAIL_SHARE * time_for_trials
-        )
-        return next(fit, least)
+        return self._afforded(TAIL_SHARE, lambda epochs: self.expected(config, epochs, True))
+
+    def _afforded(self, share: float, seconds: Callable[[int], float]) -> int:
+        """Return how many epochs `share` of the time buys, or more of it where these are few."""
+        usual = self._within(share, seconds)
+        stretched = min(GOOD_EPOCHS, self._within(STRETCHED_SHARE, seconds))
+        return max(1, usual, stretched)
+
+    def _within(self, share: float, seconds: Callable[[int], float]) -> int:
+        allowed = share * (self.deadline - self.began)
+        fit = (n for n in range(self._most_epochs(), 0, -1) if seconds(n) <= allowed)
+        return next(fit, 0)
 
     def _most_epochs(self) -> int:
         steps = max(1, self.train_images // NOMINAL_BATCH)
@@ -171,9 +178,11 @@ class Budget:
 
     def _whole_epoch(self, ranked: Ranked) -> float:
         """Return the measured seconds of an epoch of everything, augmented anew."""
+        scale = SMALLER if ranked.label in self.smaller else 1.0
         if ranked.costs is not None:
-            return plan.predict(ranked.costs, 0, self.work({}, 1), self.room)["rerun"]
-        trained = self.train_images / ranked.trained_per_second
+            work = self.work({"train_scale": scale}, 1)
+            return plan.predict(ranked.costs, 0, work, self.room)["rerun"]
+        trained = area(scale) * self.train_images / ranked.trained_per_second
         return trained + self.validation_images / ranked.images_per_second
 
     def _measured(self, config: TrialConfig, epochs: int) -> float:
@@ -190,7 +199,8 @@ class Budget:
             work = self.work(config.train, epochs)
             return START_SECONDS + plan.seconds(costs, cut, work, self.room)
         share = (1 + 2 * (1 - frozen_share(config))) / 3
-        training = twice * share * self.train_images / ranked.trained_per_second
+        pixels = area(float(config.train.get("train_scale", 1.0)))
+        training = pixels * twice * share * self.train_images / ranked.trained_per_second
         return epochs * (training + self.validation_images / ranked.images_per_second)
 
     def work(self, train: Mapping[str, Value], epochs: int) -> Work:
@@ -201,6 +211,7 @@ class Budget:
             epochs,
             train.get("augment", USUAL_AUGMENT) != "none",
             train.get("mix", "none") != "none",
+            area=area(float(train.get("train_scale", 1.0))),
         )
 
     def frozen(self, config: TrialConfig) -> int:

@@ -39,9 +39,10 @@ class Space:
     """Backbones by label, strategies and heads with their parameters, and the recipes'.
 
     `batch_norms` are the backbones that have some, `blank` those with random weights, `mapless`
-    those that show no map to pool; `usual` holds by backbone the answers that are its defaults in
-    place of the recipes'. `imbalanced` and `large` say what the data is,
-    `metric` what is maximised; `fixed` answers are given by the user and not asked.
+    those that show no map to pool, `rigid` those that take images of one size; `usual` holds by
+    backbone the answers that are its defaults in place of the recipes'. `imbalanced` and `large`
+    say what the data is, `metric` what is maximised; `fixed` answers are given by the user and
+    not asked.
     """
 
     backbones: tuple[str, ...]
@@ -54,6 +55,7 @@ class Space:
     batch_norms: frozenset[str] = field(default_factory=frozenset)
     blank: frozenset[str] = field(default_factory=frozenset)
     mapless: frozenset[str] = field(default_factory=frozenset)
+    rigid: frozenset[str] = field(default_factory=frozenset)
     usual: Mapping[str, Mapping[str, Value]] = field(default_factory=dict)
     imbalanced: bool = False
     large: bool = False
@@ -70,6 +72,7 @@ class Space:
             "l2sp": not pretrained,
             "head_first": not pretrained,
             "balance": not self.imbalanced and "train.balance" not in self.fixed,
+            "train_scale": backbone in self.rigid,
             "pool": backbone in self.mapless or wants_stages(self.heads[head]),
         }
         expert = {name for name in EXPERT if f"train.{name}" not in self.fixed}

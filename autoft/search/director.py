@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from autoft.search import halving, policy
-from autoft.search.budget import FULL_EPOCHS, NOMINAL_BATCH, Budget
+from autoft.search.budget import LEAST_EPOCHS, NOMINAL_BATCH, Budget
 from autoft.search.configs import Space
 from autoft.search.folder import RunFolder
 from autoft.search.study import Study
@@ -271,17 +271,14 @@ class Director:
         return taken
 
     def _affordable_first(self) -> None:
-        """Bring forward what takes no large bite of the time left and gets a few epochs for it.
+        """Bring forward what gets a few epochs where the next in turn does not.
 
-        Where there is much time, that is the next: the order stays.
+        Where there is much time, all do: the order stays.
         """
         for place, answers in enumerate(self._first):
             config = self._configured(answers)
             trains = self._trains_backbone(config)
-            epochs = self.budget.epochs(config, trains)
-            seconds = self.budget.expected(config, epochs, trains)
-            worth = epochs >= FULL_EPOCHS or not trains
-            if worth and epochs and seconds <= policy.BITE * self.budget.left():
+            if self.budget.epochs(config, trains) >= (LEAST_EPOCHS if trains else 1):
                 del self._first[place]
                 self._first.appendleft(answers)
                 return

@@ -193,8 +193,14 @@ def _costed(
         validation_images=len(setup.validation),
         room=room,
     )
+    space = replace(
+        space,
+        backbones=tuple(each.label for each in ranked),
+        usual=usual_of(ranked),
+        rigid=frozenset(each.label for each in ranked if not each.resizable),
+    )
+    space = prepare.hurried(space, budget)
     epochs = budget.whole_epochs(best.label)
-    space = replace(space, backbones=tuple(each.label for each in ranked), usual=usual_of(ranked))
     labels = data.catalog.labels[data.split.fold != TEST]
     prior = portfolio(space, judge(labels, None, (), weights=True, weak=best.weak), ranked)
     configs = (space.default(answers, seed=0) for answers in prior)

@@ -30,8 +30,6 @@ PATIENCE = 8  # trials without a gain after which a phase is expected to give a 
 EXHAUSTED = 200  # trials without a gain after which a phase is left
 RECENT = 5  # trials from which the seconds of the next are told
 
-BITE = 0.3  # of the time left: what takes more waits for what takes less
-
 PACK_SECONDS = 5.0  # that a pack of heads may take
 PACK_LEAST, PACK_MOST = 4, 32  # heads
 PACK_MODELLED = 8  # of them are proposed by the model, at 10 to 30 ms each; the others at random

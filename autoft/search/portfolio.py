@@ -26,12 +26,23 @@ HEADS: tuple[Answers, ...] = (
     {"strategy": "head_only", "head": "mlp"},
 )
 USUAL_HEAD: Answers = {"head": "linear"}
-FULL: Answers = {"strategy": "full", "strategy.full.bottom": 0.1}
+FULL: Answers = {"strategy": "full", "strategy.full.bottom": 0.1, "train.lr": 3e-4}
 LIGHT: Answers = {"strategy": "full", "strategy.full.bottom": 0.03, "train.lr": 1e-4}
 HIGH: Answers = {"strategy": "full", "strategy.full.bottom": 1.0, "train.lr": 5e-4}
-HALF: Answers = {"strategy": "freeze", "strategy.freeze.depth": 0.5}
-DEEP: Answers = {"strategy": "freeze", "strategy.freeze.depth": 0.75, "train.lr": 1e-4}
-LAST: Answers = {"strategy": "freeze", "strategy.freeze.depth": 0.9, "train.lr": 3e-4}
+HALF: Answers = {"strategy": "freeze", "strategy.freeze.depth": 0.5, "train.lr": 3e-4}
+WHOLE: Answers = {"train.train_scale": 1.0}  # so that what is frozen can be kept
+DEEP: Answers = {
+    "strategy": "freeze",
+    "strategy.freeze.depth": 0.75,
+    "train.lr": 1e-4,
+    **WHOLE,
+}
+LAST: Answers = {
+    "strategy": "freeze",
+    "strategy.freeze.depth": 0.9,
+    "train.lr": 3e-4,
+    **WHOLE,
+}
 SHALLOW: Answers = {"strategy": "freeze", "strategy.freeze.depth": 0.25, "train.lr": 3e-4}
 NORMS: Answers = {"strategy": "norm_bias", "train.lr": 1e-3}
 CLOSE: Answers = LIGHT | {"train.l2sp": 1e-2}

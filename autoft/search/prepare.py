@@ -17,6 +17,7 @@ from autoft.data.splits.split import TEST
 from autoft.errors import AutoftError, DataError, MachineError, UsageError
 from autoft.network.provide import Provided
 from autoft.network.sources import Source, in_folder, resolve, suggest
+from autoft.search.budget import GOOD_EPOCHS, Budget
 from autoft.search.configs import Space
 from autoft.search.engines import tasks, weighing
 from autoft.search.engines.tasks import Begun, Described, Names
@@ -30,14 +31,15 @@ from autoft.search.session import Session
 from autoft.search.settings import Settings
 from autoft.selection.regime import Profile, judge, merit
 from autoft.training.job import Ranked, Setup
-from autoft.training.recipe import AUGMENTS, UPRIGHT
+from autoft.training.recipe import AUGMENTS, SMALLER, UPRIGHT
 
 LARGE = 20_000  # training images from which random weights may win and batch norms may learn
 EMBEDDED = "autoft_mini"  # comes with autoft
 BEHIND = 0.10  # a backbone whose probe is further behind the best is not searched
-FEW = 300  # images of each part, for a first look at several backbones
+FEW = 200  # images of each part, for a first look at several backbones
 FINALISTS = 2  # of them are looked at again, on all images
 UNSURE = 0.03  # by how much a first look may be wrong
+SECOND_SHARE, OTHERS_SHARE = 0.4, 0.25  # of the time for ranking: later, no more are looked at
 LONG = 3600.0  # seconds from which a larger tier pays
 BEGINS_WEAK = (
     f"The search starts from {EMBEDDED}, which comes with autoft and saw generated images alone; "
@@ -166,25 +168,25 @@ def rank(
     """
     emit("phase", name="rank", text=f"ranking {len(setup.sources)} backbones")
     measured: list[Ranked] = []
-    few = first_look(setup)
-    until = time.monotonic() + seconds
+    few, began = first_look(setup), time.monotonic()
     for label in setup.sources:
-        if time.monotonic() > until and any(not each.error for each in measured):
+        if time.monotonic() > began + seconds and any(not each.error for each in measured):
             emit("note", text=f"No time to rank {label} and what follows: left out.")
             break
-        measured.append(_rank_one(label, setup, call, emit, few))
+        measured.append(_rank_one(label, setup, call, emit, few, timed=not few))
     failed = [each for each in measured if each.error]
     usable = sorted((each for each in measured if not each.error), key=_order)
-    if few and usable:
-        again = _looked_at_again(usable, setup, call, emit, until)
+    near = _near(usable)
+    if few and near:
+        again = _looked_at_again(near, setup, call, emit, began, seconds)
         failed += [each for each in again if each.error]
-        usable = [each for each in again if not each.error]
-    if failed and (settings.backbones or not usable):
+        near = _near([each for each in again if not each.error])
+        usable = near + [each for each in usable if each.label not in {e.label for e in again}]
+    if failed and (settings.backbones or not near):
         raise error_of(failed[0].exit_code, failed[0].error)  # the embedded one is last
     begins_weak = [each.label for each in usable] == [EMBEDDED] and usable[0].weak
     if begins_weak and not (settings.backbones or setup.sources[EMBEDDED].weights):
         emit("note", text=BEGINS_WEAK)
-    near = [each for each in usable if each.probe >= usable[0].probe - BEHIND]
     return replace(setup, sources=_keep_sources(setup, usable)), near
 
 
@@ -193,25 +195,36 @@ def first_look(setup: Setup) -> int:
     return FEW if len(setup.sources) > 1 and len(setup.train) > 2 * FEW else 0
 
 
-def _looked_at_again(
-    usable: Sequence[Ranked], setup: Setup, call: Call, emit: Emit, until: float
-) -> list[Ranked]:
-    """Rank the best, and what may be as good, on all images; the others come after these.
+def _near(usable: Sequence[Ranked]) -> list[Ranked]:
+    """Return the backbones that are worth searching, of those that are sorted."""
+    return [each for each in usable if each.probe >= usable[0].probe - BEHIND]
 
-    Their features are needed anyway: heads are trained on them. After `until` (monotonic) only
-    the best is.
+
+def _looked_at_again(
+    near: Sequence[Ranked], setup: Setup, call: Call, emit: Emit, began: float, seconds: float
+) -> list[Ranked]:
+    """Rank the best, and what may be as good, on all images; time the others, which come after.
+
+    The best is always looked at: its features are needed anyway, for heads. `began` (monotonic) is
+    when ranking began, which may take `seconds`: of others there are as many as there is time for.
     """
-    close = [
-        each
-        for place, each in enumerate(usable[:FINALISTS])
-        if place == 0 or each.probe >= usable[0].probe - UNSURE
-    ]
     again: list[Ranked] = []
-    for each in close:
-        if not again or time.monotonic() < until:
+    late: list[str] = []
+    whole = 0.0  # seconds that a pass over all took
+    for place, each in enumerate(near):
+        spent = time.monotonic() - began
+        close = place < FINALISTS and each.probe >= near[0].probe - UNSURE
+        if place == 0 or (close and spent + whole < SECOND_SHARE * seconds):
             again.append(_rank_one(each.label, setup, call, emit, 0))
-    done = {each.label for each in again}
-    return [*sorted(again, key=_order), *(e for e in usable if e.label not in done)]
+            whole = time.monotonic() - began - spent
+        elif spent < OTHERS_SHARE * seconds:
+            again.append(_rank_one(each.label, setup, call, emit, FEW))
+        else:
+            late.append(each.label)
+    if late:
+        emit("note", text=f"No time to search with {', '.join(late)} as well.")
+    best = sorted((each for each in again if each.images > 2 * FEW), key=_order)
+    return [*best, *(each for each in again if each not in best)]
 
 
 def _keep_sources(setup: Setup, usable: Sequence[Ranked]) -> dict[str, Source]:
@@ -240,8 +253,10 @@ def known_sources(folder: RunFolder) -> dict[str, Source]:
     return {k: Source(**v) for k, v in (folder.read_json("sources.json") or {}).items()}
 
 
-def _rank_one(label: str, setup: Setup, call: Call, emit: Emit, limit: int) -> Ranked:
-    ranked: Ranked = call(tasks.rank, setup, label, limit)
+def _rank_one(
+    label: str, setup: Setup, call: Call, emit: Emit, limit: int, *, timed: bool = True
+) -> Ranked:
+    ranked: Ranked = call(tasks.rank, setup, label, limit, timed)
     emit(
         "backbone",
         name=label,
@@ -250,7 +265,7 @@ def _rank_one(label: str, setup: Setup, call: Call, emit: Emit, limit: int) -> R
         text=ranked.error,
         measured=asdict(ranked),
     )
-    if ranked.uncut and limit != FEW:  # said once
+    if ranked.uncut:
         emit(
             "note", text=f"{label}: {ranked.uncut} What its frozen stages compute cannot be kept."
         )
@@ -328,11 +343,28 @@ def narrowed(
         batch_norms=frozenset(each.label for each in ranked if each.batch_norms),
         blank=frozenset(each.label for each in ranked if not each.pretrained),
         mapless=frozenset(each.label for each in ranked if not each.map_seen),
+        rigid=frozenset(each.label for each in ranked if not each.resizable),
         usual=usual_of(ranked),
         imbalanced=imbalance > doctor.IMBALANCED,
         metric=setup.metric,
         large=large,
     )
+
+
+def hurried(space: Space, budget: Budget) -> Space:
+    """Have backbones train on smaller images where the time buys only few epochs of whole ones.
+
+    It is a default: the search may find otherwise. The budget expects it from then on.
+    """
+    slow = [
+        label
+        for label in space.backbones
+        if label not in space.rigid and budget.whole_epochs(label) <= GOOD_EPOCHS
+    ]
+    budget.smaller = frozenset(slow)
+    smaller = {label: {"train.train_scale": SMALLER} for label in slow}
+    usual = {name: {**space.usual.get(name, {}), **smaller.get(name, {})} for name in space.usual}
+    return replace(space, usual={**smaller, **usual})
 
 
 def names(settings: Settings) -> Names:

@@ -129,6 +129,7 @@ def _director(
         validation_images=len(setup.validation),
         room=room,
     )
+    space = prepare.hurried(space, budget)
     seed = session.settings.seed
     first = portfolio(space, regime, ranked)
     director = Director(

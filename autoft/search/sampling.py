@@ -9,10 +9,10 @@ from autoft.search.images import Data
 from autoft.training.job import Ranked, Setup
 from autoft.training.measures import REPEATED_BELOW, REPEATS, Sample, draw
 
-SHARE = 0.02  # of the time of a search for its regime
+SHARE = 0.01  # of the time of a search for its regime
 LEAST, MOST = 500, 5000  # images
 HARDLY = 100  # images: with fewer the numbers would mean nothing
-PATIENT = 600.0  # seconds from which a search divides a small sample several times
+PATIENT = 1800.0  # seconds from which a search divides a small sample several times
 
 
 def sample_of(data: Data, limit: int) -> Sample:

@@ -138,11 +138,11 @@ class Sharing:
 class Ranked:
     """What was measured of a backbone: probe scores, speed, and what it is; or why it cannot be.
 
-    Speeds are images per second: forward in its best format, forward in fp32 on
-    the CPU, and trained whole; `timings` has the last of every format that was tried. `uncut`
-    says why a frozen prefix cannot be split off (empty: it can), `map_seen` whether there is a
-    map of several positions to pool. It was measured on `images` of the data. `costs` are those
-    of its stages (None: not measured).
+    Speeds are images per second: forward in its best format, forward in fp32 on the CPU, and
+    trained whole; `timings` has the last of every format that was tried. `uncut` says why a
+    frozen prefix cannot be split off (empty: it can), `map_seen` whether there is a map of several
+    positions to pool, `resizable` whether it takes smaller images, too. It was measured on
+    `images` of the data. `costs` are those of its stages (None: not measured).
     """
 
     label: str
@@ -158,6 +158,7 @@ class Ranked:
     parameters: int = 0
     batch_norms: int = 0
     map_seen: bool = True
+    resizable: bool = True
     uncut: str = ""
     pretrained: bool = True
     source: str = ""

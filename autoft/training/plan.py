@@ -53,7 +53,7 @@ class Room:
 class Work:
     """What a trial has to do: its images and epochs, and what is done to the images.
 
-    `kept` views are stored already.
+    `kept` views are stored already. Images are trained on with the share `area` of their pixels.
     """
 
     train: int
@@ -62,6 +62,7 @@ class Work:
     augmented: bool
     mixed: bool
     kept: int = 0
+    area: float = 1.0
 
 
 def views_for(costs: Costs, cut: int, work: Work) -> int:
@@ -86,9 +87,9 @@ def predict(costs: Costs, cut: int, work: Work, room: Room) -> Mapping[Mode, flo
     """
     again = costs.prefix[cut] + costs.tail[cut]
     scored = costs.prefix[cut] + costs.score[cut]
-    epoch = work.train * max(costs.view, again) + work.validation * scored
+    epoch = work.train * max(costs.view, work.area * again) + work.validation * scored
     found: dict[Mode, float] = {"rerun": work.epochs * epoch}
-    if work.mixed or not cut or not costs.bytes[cut]:
+    if work.mixed or work.area != 1 or not cut or not costs.bytes[cut]:
         return found
     needed = bytes_kept(costs, cut, work)
     stored = max(0, needed - _there(costs, cut, work))

@@ -262,6 +262,8 @@ def _unfit(trial: Trial, depth: int) -> str:
     """Return why nothing can be kept, by what the trial is; "" if it can."""
     if trial.recipe.mix != "none":
         return f"mix={trial.recipe.mix} is of images"
+    if trial.recipe.train_scale != 1:
+        return "images are trained on in two sizes"
     if trial.network.pool.kind == "stages":
         return "the head takes the features of all stages"
     if trial.network.pool.kind != "native" and trial.network.pool.map_stage < depth:

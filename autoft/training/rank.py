@@ -15,33 +15,41 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # has no types
 
 from autoft.errors import PluginError
+from autoft.looking import evaluating, noise
 from autoft.network.assemble import has_statistics
 from autoft.network.pooling import Pooling
 from autoft.training import metrics
 from autoft.training.classify import logistic, nearest
 from autoft.training.features import built, fingerprint, pooled_features
-from autoft.training.job import MAX_IMAGES, Images, Ranked, Setup
+from autoft.training.job import MAX_IMAGES, Images, Precision, Ranked, Setup
 from autoft.training.kept import Features
 from autoft.training.measures import failure
 from autoft.training.precision import memory_format
+from autoft.training.recipe import SMALLER, smaller
 from autoft.training.remember import identity, key_of, place_of, recall, remember
 from autoft.training.speeds import speeds_of
 from autoft.values import Backbone
 
 FLIP_MAY_COST = 0.03
-KIND, MIRROR, STRUCTURE, VERSION = "rank", "mirror", "structure", 8
+MIRRORED = 400  # images that are looked at mirrored: what makes another label shows in few
+WORTH_SMALLER = 128  # pixels: smaller images are cheap, and lose what they show
+UNTIMED = Precision(channels_last=True)
+KIND, MIRROR, STRUCTURE, VERSION = "rank", "mirror", "structure", 9
 
 Progress = Callable[[str, int, int], None]
 Division = tuple[NDArray[Any], NDArray[Any]]
 Predicted = tuple[NDArray[Any], NDArray[Any], NDArray[Any]]
 
 
-def rank_backbone(setup: Setup, label: str, progress: Progress, limit: int = MAX_IMAGES) -> Ranked:
-    """Measure one backbone on at most `limit` images of each part.
+def rank_backbone(
+    setup: Setup, label: str, progress: Progress, limit: int = MAX_IMAGES, *, timed: bool = True
+) -> Ranked:
+    """Measure one backbone on at most `limit` images of each part, and, if `timed`, its speed.
 
     One that cannot be built or run is returned with its reason.
 
@@ -49,19 +57,19 @@ def rank_backbone(setup: Setup, label: str, progress: Progress, limit: int = MAX
         DataError: the images cannot be read.
     """
     try:
-        return _measure(setup, label, progress, limit)
+        return _measure(setup, label, progress, limit, timed=timed)
     except Exception as error:  # noqa: BLE001 - a network may fail in any way on these images
         text, exit_code = failure(label, error)
         return Ranked(label, error=text, exit_code=exit_code)
 
 
-def _measure(setup: Setup, label: str, progress: Progress, limit: int) -> Ranked:
+def _measure(setup: Setup, label: str, progress: Progress, limit: int, *, timed: bool) -> Ranked:
     began = time.monotonic()
     source = setup.sources[label]
     backbone = built(setup, label)
     module, pre = backbone.module, setup.preprocess(backbone)
     network = fingerprint(module, setup)
-    measured = _timed(setup, backbone, label)
+    measured = _timed(setup, backbone, label) if timed else _untimed(setup, backbone, label)
     # Features in another number format are others.
     who = identity(network, source, backbone)
     key = _key(setup, who, pre, measured["precision"].bf16, limit)
@@ -80,7 +88,7 @@ def _measure(setup: Setup, label: str, progress: Progress, limit: int) -> Ranked
         "balanced_knn": metrics.score("balanced_accuracy", labels, near),
         **_made_of(backbone),
         "images": len(images),
-        "map_seen": _shows_map(backbone, setup, network),
+        **_structure(backbone, setup, network),
         "pretrained": source.pretrained,
         "source": backbone.source,
         "license": backbone.license,
@@ -93,9 +101,11 @@ def speed_of(setup: Setup, label: str) -> Ranked:
     """Measure how fast a backbone is, and nothing of what it knows."""
     try:
         backbone = built(setup, label)
+        network = fingerprint(backbone.module, setup)
         return Ranked(
             **_timed(setup, backbone, label),
             **_made_of(backbone),
+            **_structure(backbone, setup, network),
             pretrained=setup.sources[label].pretrained,
             source=backbone.source,
             license=backbone.license,
@@ -120,6 +130,12 @@ def _timed(setup: Setup, backbone: Backbone, label: str) -> dict[str, Any]:
     }
 
 
+def _untimed(setup: Setup, backbone: Backbone, label: str) -> dict[str, Any]:
+    """Return what a backbone runs in that is not worth timing yet, and have it so."""
+    backbone.module.to(setup.device).to(memory_format=memory_format(UNTIMED))
+    return {"label": label, "precision": UNTIMED}
+
+
 def _made_of(backbone: Backbone) -> dict[str, Any]:
     module = backbone.module
     return {
@@ -129,24 +145,38 @@ def _made_of(backbone: Backbone) -> dict[str, Any]:
     }
 
 
-def _shows_map(backbone: Backbone, setup: Setup, network: str) -> bool:
-    """Tell whether the backbone has a map that a head can be given pooled in another way."""
+def _structure(backbone: Backbone, setup: Setup, network: str) -> dict[str, Any]:
+    """Return whether there is a map to be pooled in another way, and smaller images are taken."""
     key = place_of(setup, VERSION, network)
     if (known := recall(STRUCTURE, key)) is None:
-        known = {"map_seen": True}
+        known = {"map_seen": True, "resizable": _takes_smaller(backbone, setup.image_size)}
         try:
             Pooling(backbone, "avgmax", setup.image_size)
         except PluginError:
-            known = {"map_seen": False}
+            known["map_seen"] = False
         remember(STRUCTURE, key, known)
-    return bool(known["map_seen"])
+    return {name: bool(known[name]) for name in ("map_seen", "resizable")}
+
+
+def _takes_smaller(backbone: Backbone, image_size: int) -> bool:
+    """Tell whether the backbone gives as many features of images that are smaller."""
+    size = smaller(image_size, SMALLER)
+    if image_size < WORTH_SMALLER or size == image_size:
+        return False
+    try:
+        with evaluating(backbone.module), torch.no_grad():
+            features = backbone.module(noise(backbone.module, 2, size))
+    except Exception:  # noqa: BLE001 - a network may refuse another size in any way
+        return False
+    return tuple(features.shape) == (2, backbone.num_features)
 
 
 def pool(setup: Setup, limit: int = MAX_IMAGES) -> tuple[Images, list[Division]]:
     """Return the images that backbones are ranked on, and which of them are learnt and asked.
 
-    A hold-out divides them once; k folds divide the training and validation images k times, so
-    that each is asked for once. At most `limit` are drawn from each part.
+    A hold-out divides them once, where few are looked at twice, either way; k folds divide the
+    training and validation images k times, so that each is asked for once. At most `limit` are
+    drawn from each part.
     """
     train, held = subsample(setup.train, limit), subsample(setup.validation, limit)
     both = Images(
@@ -157,9 +187,10 @@ def pool(setup: Setup, limit: int = MAX_IMAGES) -> tuple[Images, list[Division]]
     )
     asked = np.arange(len(both)) >= len(train)
     others = np.unique(train.folds[train.folds >= 0])
-    flags = [asked] + [
-        both.folds == fold for fold in others if not asked[both.folds == fold].any()
-    ]
+    flags = [asked]
+    if limit < MAX_IMAGES:  # a first look: so few tell more where each is asked for once
+        flags.append(~asked)
+    flags += [both.folds == fold for fold in others if not asked[both.folds == fold].any()]
     return both, [(np.flatnonzero(~each), np.flatnonzero(each)) for each in flags]
 
 
@@ -189,7 +220,7 @@ def mirroring_keeps_labels(setup: Setup, ranked: Ranked) -> bool:
     if (known := recall(MIRROR, key)) is not None:
         return bool(known["keeps"])
     module.to(setup.device).to(memory_format=memory_format(ranked.precision))
-    train, held_out = subsample(setup.train), subsample(setup.validation)
+    train, held_out = subsample(setup.train), subsample(setup.validation, MIRRORED)
 
     def features(part: Images, *, flip: bool = False) -> Features:
         how = ranked.precision

@@ -26,6 +26,9 @@ EXPERT = (
     "head_first",
 )  # at their defaults unless they are fixed by name: they seldom pay
 
+SMALLER = 0.7  # of the side: half of the pixels
+LAST_SHARE = 0.2  # of the epochs, and one at least, sees images whole: scores are of such
+MULTIPLE = 32  # pixels: what most networks take a side to be
 SGD_FACTOR = 30.0  # SGD wants about 30 times AdamW's rate, so that one range serves both
 TRANSFORMER_FACTOR = 0.25  # and transformers a quarter of what convolutions take
 
@@ -38,6 +41,9 @@ class Recipe:
     stage, `norm_mode` what pre-trained batch norms do. `l2sp` draws weights to where they began,
     `ema` scores an average of the latest weights, `sam` is the radius in which the loss shall be
     flat (0: off), `head_first` begins with a head that was fitted on the frozen features (LP-FT).
+    `train_scale` is the share of the side at which images are trained on until the last epochs:
+    progressive resizing, as of fastai; Touvron et al. 2019, arXiv 1906.06423, on why the last are
+    not.
     """
 
     head_lr: float
@@ -56,6 +62,7 @@ class Recipe:
     ema: bool = False
     sam: float = 0.0
     head_first: bool = True
+    train_scale: float = 1.0
 
 
 def tuning(  # noqa: PLR0913 (the signature is the search space)
@@ -76,6 +83,7 @@ def tuning(  # noqa: PLR0913 (the signature is the search space)
     ema: Annotated[bool, Choice(False, True)] = False,
     sam: Annotated[float, Choice(0.0, 0.02, 0.05, 0.1)] = 0.0,
     head_first: Annotated[bool, Choice(False, True)] = True,
+    train_scale: Annotated[float, Choice(1.0, SMALLER)] = 1.0,
 ) -> Recipe:
     """Return the recipe of a trial that trains the backbone."""
     return Recipe(
@@ -95,6 +103,7 @@ def tuning(  # noqa: PLR0913 (the signature is the search space)
         ema,
         sam,
         head_first,
+        train_scale,
     )
 
 
@@ -108,3 +117,21 @@ def probing(
 ) -> Recipe:
     """Return the recipe of a trial that trains the head alone, on cached features."""
     return Recipe(head_lr, weight_decay, smoothing, balance, pool)
+
+
+def size_in(image_size: int, scale: float, epoch: int, epochs: int) -> int:
+    """Return the side in pixels of the images of `epoch`, of 0 to `epochs` - 1."""
+    last = max(1, round(LAST_SHARE * epochs))
+    if scale == 1 or epoch >= epochs - last:
+        return image_size
+    return smaller(image_size, scale)
+
+
+def smaller(image_size: int, scale: float) -> int:
+    """Return the multiple of 32 that is nearest to `scale` of the side, and no more than it."""
+    return min(image_size, max(MULTIPLE, round(scale * image_size / MULTIPLE) * MULTIPLE))
+
+
+def area(scale: float) -> float:
+    """Return the share of the pixels that a trial is trained on, about."""
+    return (1 - LAST_SHARE) * scale**2 + LAST_SHARE

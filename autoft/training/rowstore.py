@@ -78,8 +78,9 @@ def fits_half(array: Values) -> bool:
 
     Beyond 65,504 they would become infinite, and where the largest is below 6e-5 all are coarse.
     """
-    finite = array[np.isfinite(array)]
-    largest = float(np.abs(finite).max(initial=0.0))
+    largest = max(-float(array.min(initial=0.0)), float(array.max(initial=0.0)))
+    if not np.isfinite(largest):
+        largest = float(np.abs(array[np.isfinite(array)]).max(initial=0.0))
     return largest == 0 or HALF_LEAST <= largest <= HALF_MOST
 
 

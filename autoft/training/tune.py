@@ -196,6 +196,9 @@ def _batches(tuning: Tuning) -> Generator[Batch, None, None]:
         epoch=trial.state.epoch,
         views=tuning.sharing.views,
         kept=_kept(tuning),
+        size=recipe.size_in(
+            trial.pre.image_size, how.train_scale, trial.state.epoch, trial.job.epochs
+        ),
     )
 
 

@@ -192,19 +192,19 @@ def check(sources: Sequence[Source], image_size: int) -> None:
         build(replace(source, weights=""), pretrained=False, image_size=image_size)
 
 
-def rank(link: Link, setup: Setup, label: str, limit: int) -> Ranked:
+def rank(link: Link, setup: Setup, label: str, limit: int, timed: bool) -> Ranked:
     """Measure one backbone on at most `limit` images of each part (0: as many as count)."""
     from autoft.training.rank import rank_backbone
 
-    _use_threads(setup)
-    return rank_backbone(setup, label, link.progress, limit or MAX_IMAGES)
+    _settle(setup)
+    return rank_backbone(setup, label, link.progress, limit or MAX_IMAGES, timed=timed)
 
 
 def measure_pixels(link: Link, setup: Setup, sample: Sample, repeats: int) -> Measured:
     """Measure what can be known of a sample without a backbone."""
     from autoft.training.profile import measure_pixels as measure
 
-    _use_threads(setup)
+    _settle(setup)
     return measure(setup, sample, repeats)
 
 
@@ -214,7 +214,7 @@ def measure_backbone(
     """Measure what one backbone knows of a sample."""
     from autoft.training.profile import measure_backbone as measure
 
-    _use_threads(setup)
+    _settle(setup)
     return measure(setup, label, sample, repeats, link.progress)
 
 
@@ -222,7 +222,7 @@ def mirroring_keeps_labels(link: Link, setup: Setup, ranked: Ranked) -> bool:
     """Measure whether mirrored images keep their labels."""
     from autoft.training.rank import mirroring_keeps_labels as measure
 
-    _use_threads(setup)
+    _settle(setup)
     return measure(setup, ranked)
 
 
@@ -230,7 +230,7 @@ def train(link: Link, setup: Setup, jobs: Sequence[TrialJob]) -> list[Outcome]:
     """Train trials; whatever a plugin does wrong in one is that trial's failure."""
     from autoft.training.trial import train_trials
 
-    _use_threads(setup)
+    _settle(setup)
     return train_trials(setup, jobs, link.report, keep=KEPT)
 
 
@@ -238,13 +238,17 @@ def finish(link: Link, setup: Setup, job: FinishJob) -> Finished:
     """Measure, export and prove the winner."""
     from autoft.search.finish import finish as work
 
-    _use_threads(setup)
+    _settle(setup)
     return work(setup, job, link.progress)
 
 
-def _use_threads(setup: Setup) -> None:
+def _settle(setup: Setup) -> None:
+    """Have the process compute with the threads of `setup`, and keep what memory it frees."""
     import torch
 
+    from autoft.training.heap import keep_freed_memory
+
+    keep_freed_memory()
     if torch.get_num_threads() != setup.threads:
         torch.set_num_threads(setup.threads)
 
@@ -260,5 +264,5 @@ def measure_speeds(link: Link, setup: Setup, label: str) -> Ranked:
     """Time a backbone; its weights are not looked for, and random ones are as fast."""
     from autoft.training.rank import speed_of
 
-    _use_threads(setup)
+    _settle(setup)
     return speed_of(setup, label)
