@@ -168,49 +168,6 @@ def test_kept_activations_of_real_weights_give_the_same_trial(
     assert half[0].score == pytest.approx(again[0].score, abs=0.05)
 
 
-TRIALS_RANKED = 50
-
-
-@pytest.mark.slow
-@pytest.mark.shared
-def test_half_precision_orders_many_trials_of_real_weights_as_running_again_does(
-    shared_root, photos, setup_in, own_cache, tmp_path
-) -> None:
-    label, rng = "mobilenetv2_100.in1k", np.random.default_rng(0)
-    setup = setup_in(photos, in_folder(shared_root / "weights")[0], tmp_path)
-    depth = bound_depth(setup, label)
-
-    def merits(folder: str, sharing: Sharing) -> list[tuple[float, float]]:
-        found = []
-        for number, given in enumerate(recipes):
-            work = job(label, sharing, number=number, epochs=2, augment="none", **given)
-            outcome, _, place = trained(setup, tmp_path / folder, work)
-            assert sharing_of(place)["why"] == ""
-            shutil.rmtree(place)
-            found.append((outcome.score, -outcome.loss))
-        return found
-
-    recipes = [
-        {
-            "lr": float(10 ** rng.uniform(-5, -3)),
-            "head_lr": float(10 ** rng.uniform(-4, -2)),
-            "weight_decay": float(10 ** rng.uniform(-5, -1)),
-            "smoothing": float(rng.choice([0.0, 0.1])),
-        }
-        for _ in range(TRIALS_RANKED)
-    ]
-    again = merits("again", Sharing("rerun", depth, 1))
-    half = merits("half", Sharing("disk", depth, 1))
-    assert half.index(max(half)) == again.index(max(again))
-    assert spearman(half, again) >= 0.99
-
-
-def spearman(one: list[tuple[float, float]], other: list[tuple[float, float]]) -> float:
-    """Return the correlation of the places that two lists give to the same trials."""
-    places = [sorted(range(len(each)), key=each.__getitem__) for each in (one, other)]
-    return float(np.corrcoef(*(np.argsort(order) for order in places))[0, 1])
-
-
 def bound_depth(setup, label) -> int:
     from autoft.network.strategy import bind
 

@@ -178,8 +178,7 @@ def _ahead(make: Callable[[_Job], _Made], jobs: Iterable[_Job]) -> Generator[_Ma
     """Yield `make(job)` in order, made by one thread up to `AHEAD` jobs before they are needed."""
     waiting: deque[Future[_Made]] = deque()
     # With threads of its own it would take turns with those that compute, at each of their steps.
-    alone = {"initializer": torch.set_num_threads, "initargs": (1,)}
-    pool = ThreadPoolExecutor(1, thread_name_prefix="autoft-views", **alone)
+    pool = ThreadPoolExecutor(1, "autoft-views", torch.set_num_threads, (1,))
     try:
         for job in jobs:
             waiting.append(pool.submit(make, job))
