@@ -234,6 +234,7 @@ def test_relative_norms_are_those_of_the_gradients_and_leave_no_trace() -> None:
         (224, 0.7, 1, [224]),
         (224, 1.0, 3, [224] * 3),
         (128, 0.7, 4, [96] * 3 + [128]),
+        (64, 0.7, 2, [64, 64]),
         (32, 0.7, 2, [32, 32]),
     ],
 )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import fields
 from functools import partial
 from typing import Any
@@ -149,26 +150,29 @@ def _structure(backbone: Backbone, setup: Setup, network: str) -> dict[str, Any]
     """Return whether there is a map to be pooled in another way, and smaller images are taken."""
     key = place_of(setup, VERSION, network)
     if (known := recall(STRUCTURE, key)) is None:
-        known = {"map_seen": True, "resizable": _takes_smaller(backbone, setup.image_size)}
-        try:
-            Pooling(backbone, "avgmax", setup.image_size)
-        except PluginError:
-            known["map_seen"] = False
+        pooling: Pooling | None = None
+        with suppress(PluginError):
+            pooling = Pooling(backbone, "avgmax", setup.image_size)
+        smaller_too = _takes_smaller(backbone, pooling, setup.image_size)
+        known = {"map_seen": pooling is not None, "resizable": smaller_too}
         remember(STRUCTURE, key, known)
     return {name: bool(known[name]) for name in ("map_seen", "resizable")}
 
 
-def _takes_smaller(backbone: Backbone, image_size: int) -> bool:
-    """Tell whether the backbone gives as many features of images that are smaller."""
+def _takes_smaller(backbone: Backbone, pooling: Pooling | None, image_size: int) -> bool:
+    """Tell whether smaller images give as many features, pooled in any way that there is."""
     size = smaller(image_size, SMALLER)
     if image_size < WORTH_SMALLER or size == image_size:
         return False
+    images = noise(backbone.module, 2, size)
+    widths = {backbone.module: backbone.num_features}
+    if pooling is not None:
+        widths[pooling] = pooling.num_features
     try:
         with evaluating(backbone.module), torch.no_grad():
-            features = backbone.module(noise(backbone.module, 2, size))
+            return all(module(images).shape == (2, width) for module, width in widths.items())
     except Exception:  # noqa: BLE001 - a network may refuse another size in any way
         return False
-    return tuple(features.shape) == (2, backbone.num_features)
 
 
 def pool(setup: Setup, limit: int = MAX_IMAGES) -> tuple[Images, list[Division]]:

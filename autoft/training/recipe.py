@@ -29,6 +29,7 @@ EXPERT = (
 SMALLER = 0.7  # of the side: half of the pixels
 LAST_SHARE = 0.2  # of the epochs, and one at least, sees images whole: scores are of such
 MULTIPLE = 32  # pixels: what most networks take a side to be
+LEAST_SIDE = 64  # pixels: below, the last map of most networks has one position
 SGD_FACTOR = 30.0  # SGD wants about 30 times AdamW's rate, so that one range serves both
 TRANSFORMER_FACTOR = 0.25  # and transformers a quarter of what convolutions take
 
@@ -128,8 +129,11 @@ def size_in(image_size: int, scale: float, epoch: int, epochs: int) -> int:
 
 
 def smaller(image_size: int, scale: float) -> int:
-    """Return the multiple of 32 that is nearest to `scale` of the side, and no more than it."""
-    return min(image_size, max(MULTIPLE, round(scale * image_size / MULTIPLE) * MULTIPLE))
+    """Return the multiple of 32, of 64 at least, that is nearest to `scale` of the side.
+
+    It is no more than the side itself.
+    """
+    return min(image_size, max(LEAST_SIDE, round(scale * image_size / MULTIPLE) * MULTIPLE))
 
 
 def area(scale: float) -> float:
