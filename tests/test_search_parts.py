@@ -557,11 +557,12 @@ def test_an_error_of_a_worker_keeps_its_kind(kind, tmp_path) -> None:
 def test_a_few_images_tell_which_backbones_are_worth_a_pass_over_all(tmp_path) -> None:
     first = {"a": 0.90, "b": 0.91, "c": 0.88, "d": 0.80, "e": 0.99}
     looked: list[tuple[str, int, bool]] = []
+    broken: set[tuple[str, int]] = set()
 
     def call(_task, _setup, label: str, limit: int, timed: bool) -> Ranked:
         looked.append((label, limit, timed))
-        if label == "e":
-            return Ranked("e", error="why", exit_code=DataError.exit_code)
+        if label == "e" or (label, limit) in broken:
+            return Ranked(label, error="why", exit_code=DataError.exit_code)
         probe = first[label] if limit else {"a": 0.95, "b": 0.93}[label]
         return Ranked(label, probe=probe, images=limit or 3000, source="in1k")
 
@@ -583,6 +584,9 @@ def test_a_few_images_tell_which_backbones_are_worth_a_pass_over_all(tmp_path) -
     near(2 * few + 1)
     again = [("b", 0, True), ("a", few, True), ("c", few, True)]
     assert looked[5:] == again  # nothing else may be as good
+    broken.add(("b", 0))
+    assert near(2 * few + 1) == ["a"]  # by its probe on all images c is far behind
+    assert looked[5:] == [("b", 0, True), ("a", 0, True), ("c", few, True)]  # the next that can be
 
 
 # --- the embedded backbone ----------------------------------------------------------------------

@@ -53,7 +53,7 @@ def random_views(
     count, side = len(pixels), pixels.shape[1]
     if name == "none":
         whole = np.tile([0, 0, window, window], (count, 1))
-        yield from middle if window == size else _cut(middle, whole, np.zeros(count, bool), size)
+        yield from _cut(middle, whole, np.zeros(count, bool), size)
         return
     if name == "shift_flip":
         boxes = _shifts(count, side, window, rng)

@@ -24,7 +24,7 @@ from autoft.search.engines.worker import Worker
 from autoft.search.events import Listener
 from autoft.search.folder import RunFolder
 from autoft.search.images import Data
-from autoft.search.portfolio import portfolio, usual_of
+from autoft.search.portfolio import portfolio
 from autoft.search.run import LEAST_SHARE as LEAST_SHARE_OF_TIME
 from autoft.search.run import RANKING_SHARE, finish_seconds, what_there_is
 from autoft.search.sampling import SHARE
@@ -193,13 +193,7 @@ def _costed(
         validation_images=len(setup.validation),
         room=room,
     )
-    space = replace(
-        space,
-        backbones=tuple(each.label for each in ranked),
-        usual=usual_of(ranked),
-        rigid=frozenset(each.label for each in ranked if not each.resizable),
-    )
-    space = prepare.hurried(space, budget)
+    space = prepare.hurried(prepare.of_backbones(space, ranked), budget)
     epochs = budget.whole_epochs(best.label)
     labels = data.catalog.labels[data.split.fold != TEST]
     prior = portfolio(space, judge(labels, None, (), weights=True, weak=best.weak), ranked)

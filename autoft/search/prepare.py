@@ -205,26 +205,25 @@ def _looked_at_again(
 ) -> list[Ranked]:
     """Rank the best, and what may be as good, on all images; time the others, which come after.
 
-    The best is always looked at: its features are needed anyway, for heads. `began` (monotonic) is
-    when ranking began, which may take `seconds`: of others there are as many as there is time for.
+    The best that can be used is always looked at: its features are needed anyway, for heads.
+    `began` (monotonic) is when ranking began, which may take `seconds`: of others there are as
+    many as there is time for.
     """
-    again: list[Ranked] = []
-    late: list[str] = []
-    whole = 0.0  # seconds that a pass over all took
+    whole, few, late = list[Ranked](), list[Ranked](), list[str]()
     for place, each in enumerate(near):
         spent = time.monotonic() - began
+        ends = spent + max((other.seconds for other in whole), default=0.0)
         close = place < FINALISTS and each.probe >= near[0].probe - UNSURE
-        if place == 0 or (close and spent + whole < SECOND_SHARE * seconds):
-            again.append(_rank_one(each.label, setup, call, emit, 0))
-            whole = time.monotonic() - began - spent
+        none_yet = all(other.error for other in whole)
+        if none_yet or (close and ends < SECOND_SHARE * seconds):
+            whole.append(_rank_one(each.label, setup, call, emit, 0))
         elif spent < OTHERS_SHARE * seconds:
-            again.append(_rank_one(each.label, setup, call, emit, FEW))
+            few.append(_rank_one(each.label, setup, call, emit, FEW))
         else:
             late.append(each.label)
     if late:
         emit("note", text=f"No time to search with {', '.join(late)} as well.")
-    best = sorted((each for each in again if each.images > 2 * FEW), key=_order)
-    return [*best, *(each for each in again if each not in best)]
+    return [*sorted(whole, key=_order), *few]
 
 
 def _keep_sources(setup: Setup, usable: Sequence[Ranked]) -> dict[str, Source]:
@@ -336,18 +335,25 @@ def narrowed(
         or not info.trains_backbone
     }
     return replace(
-        space,
-        backbones=tuple(each.label for each in ranked),
+        of_backbones(space, ranked),
         strategies=strategies,
         augments=augments,
+        imbalanced=imbalance > doctor.IMBALANCED,
+        metric=setup.metric,
+        large=large,
+    )
+
+
+def of_backbones(space: Space, ranked: Sequence[Ranked]) -> Space:
+    """Narrow what depends on the backbones to those that were measured, best first."""
+    return replace(
+        space,
+        backbones=tuple(each.label for each in ranked),
         batch_norms=frozenset(each.label for each in ranked if each.batch_norms),
         blank=frozenset(each.label for each in ranked if not each.pretrained),
         mapless=frozenset(each.label for each in ranked if not each.map_seen),
         rigid=frozenset(each.label for each in ranked if not each.resizable),
         usual=usual_of(ranked),
-        imbalanced=imbalance > doctor.IMBALANCED,
-        metric=setup.metric,
-        large=large,
     )
 
 
@@ -362,9 +368,8 @@ def hurried(space: Space, budget: Budget) -> Space:
         if label not in space.rigid and budget.whole_epochs(label) <= GOOD_EPOCHS
     ]
     budget.smaller = frozenset(slow)
-    smaller = {label: {"train.train_scale": SMALLER} for label in slow}
-    usual = {name: {**space.usual.get(name, {}), **smaller.get(name, {})} for name in space.usual}
-    return replace(space, usual={**smaller, **usual})
+    usual = {label: {**space.usual.get(label, {}), "train.train_scale": SMALLER} for label in slow}
+    return replace(space, usual={**space.usual, **usual})
 
 
 def names(settings: Settings) -> Names:

@@ -15,14 +15,21 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 
+import timm
+import torch
 from page import write_between
-from precision import middle
+from precision import Times, middle, run, stopwatch, train
 
+from autoft.training.heap import keep_freed_memory
+from autoft.training.job import Precision
+from autoft.training.precision import memory_format, noise_batch, place
+
+CPU, FORMAT = torch.device("cpu"), Precision(channels_last=True)
 NAMES = ("mobilenetv2_100", "resnet18")
 SIZE = 224
 FORWARD, TRAINED, RUNS = 64, 32, 4
@@ -65,47 +72,31 @@ def _in_turns(name: str, rounds: int) -> Found:
 
 def measured(name: str, mode: str) -> dict[str, float]:
     """Return the milliseconds an image of each kind of work in this process."""
-    import timm
-    import torch
-
-    from autoft.training.heap import keep_freed_memory
-
     if mode == "kept" and not keep_freed_memory():
         raise SystemExit("The C library here cannot be told to keep what is freed.")
     torch.set_num_threads(os.cpu_count() or 1)
-    network = timm.create_model(name, num_classes=10).to(memory_format=torch.channels_last)
+    network = timm.create_model(name, num_classes=0).to(memory_format=memory_format(FORMAT))
     network.eval()  # batch norms as a search has them
-    optimizer = torch.optim.AdamW(network.parameters(), lr=0.0)
-
-    def images(count: int) -> torch.Tensor:
-        noise = torch.randn(count, 3, SIZE, SIZE)
-        return noise.contiguous(memory_format=torch.channels_last)
-
-    many, few = images(FORWARD), images(TRAINED)
-
-    def forward() -> None:
-        with torch.inference_mode():
-            network(many)
-
-    def step() -> None:
-        optimizer.zero_grad(set_to_none=True)
-        network(few).square().mean().backward()
-        optimizer.step()
-
+    many, few = (noise_batch(count, SIZE, CPU) for count in (FORWARD, TRAINED))
     return {
-        "forward": 1000 * _seconds(forward) / FORWARD,
-        "step": 1000 * _seconds(step) / TRAINED,
+        "forward": _median(partial(forward, network, place(many, FORMAT, CPU))) / FORWARD,
+        "step": _median(partial(train, network, place(few, FORMAT, CPU), FORMAT)) / TRAINED,
     }
 
 
-def _seconds(run: Callable[[], None]) -> float:
-    """Return the median of RUNS runs after one that warms up."""
-    took = []
-    for _ in range(RUNS + 1):
-        began = time.perf_counter()
-        run()
-        took.append(time.perf_counter() - began)
-    return median(took[1:])
+@torch.no_grad()
+def forward(network: torch.nn.Module, images: torch.Tensor) -> None:
+    """Pass images (N, 3, S, S) through the network."""
+    run(network, images, FORMAT)
+
+
+def _median(work: Callable[[], None]) -> float:
+    """Return the milliseconds of the median of RUNS runs after one that warms up."""
+    times = Times()
+    for number in range(RUNS + 1):
+        with stopwatch(times if number else Times(), CPU):
+            work()
+    return median(times.clock)
 
 
 def table(found: dict[str, Found], rounds: int) -> str:
