@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Hashable, Iterator
+from contextlib import nullcontext
 
 import numpy as np
 import timm
@@ -20,6 +21,7 @@ from autoft.data.views import evaluation_batches
 from autoft.errors import DataError
 from autoft.looking import evaluating, noise
 from autoft.network.build import build
+from autoft.network.folding import WORTH, folded
 from autoft.network.pooling import Pooling, one_pass
 from autoft.training.evaluate import EVALUATION_BATCH
 from autoft.training.job import Images, Precision, Rows, Setup
@@ -79,8 +81,11 @@ def pooled_features(  # noqa: PLR0913 - two are of use to some callers only
     def passed(run: Run, rows: Rows) -> Iterator[Kinds]:
         once = _Pass(run, precision, torch.device(setup.device))
         backbone.eval()
-        for images in evaluation_batches(setup.store, rows, pre, EVALUATION_BATCH, flip=flip):
-            yield {key_of(identity): found for identity, found in once.features(images).items()}
+        batches = evaluation_batches(setup.store, rows, pre, EVALUATION_BATCH, flip=flip)
+        with folded(backbone, pre.image_size) if len(rows) >= WORTH else nullcontext():
+            for images in batches:
+                found = once.features(images).items()
+                yield {key_of(identity): each for identity, each in found}
 
     def alone(images: Tensor) -> dict[Hashable, Tensor]:
         return {asked: module(images)}
