@@ -317,7 +317,7 @@ def test_targets_are_one_hot_and_weights_follow_their_images(store):
         np.testing.assert_array_equal(batch.weights.numpy(), weights[rows.numpy()])
 
 
-@pytest.mark.parametrize("mix", ["mixup", "cutmix"])
+@pytest.mark.parametrize("mix", ["mixup", "manifold", "cutmix"])
 def test_a_mixture_holds_the_share_of_each_image_that_its_target_says(mix):
     """Image i is all of the value 10 i: its target can be read off the pixels."""
     flat = InMemory(

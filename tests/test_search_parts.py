@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,7 +20,7 @@ from autoft.search.budget import Budget
 from autoft.search.configs import Space, StrategyInfo
 from autoft.search.director import Director
 from autoft.search.engines import local
-from autoft.search.engines.tasks import Described
+from autoft.search.engines.tasks import Described, describe
 from autoft.search.engines.weighing import LeftOut
 from autoft.search.folder import RunFolder, claim
 from autoft.search.portfolio import WEAK_LR, portfolio, usual_of
@@ -614,7 +615,7 @@ def test_the_embedded_backbone_is_ranked_beside_all_others_and_last() -> None:
 
 
 def ranking(
-    folder, *found: Ranked, carried=(), **settings
+    folder, *found: Ranked, carried=(), prior="", **settings
 ) -> tuple[list[str], list[str], list[str]]:
     """Rank what is `found`; return labels of the usable, of the searched, and the notes."""
     known = {each.label: each for each in found}
@@ -625,9 +626,11 @@ def ranking(
     session = Session(
         Settings(dataset="d", **settings), RunFolder(folder), lambda _: None, None, 0
     )
-    usable, near = prepare.rank(
-        session.settings, setup, lambda _task, _setup, label, *_: known[label], session.emit, 60.0
-    )
+
+    def call(_task, _setup, label, *_) -> Ranked:
+        return known[label]
+
+    usable, near = prepare.rank(session.settings, setup, call, session.emit, 60.0, prior)
     events = RunFolder(folder).events()
     notes = [event["text"] for event in events if event["kind"] == "note"]
     return list(usable.sources), [each.label for each in near], notes
@@ -651,6 +654,28 @@ def test_weights_of_photographs_are_not_displaced_and_both_are_shown(tmp_path) -
 def test_the_ranking_decides_whichever_is_better(tmp_path) -> None:
     better = replace(WEAK, probe=0.95)
     assert ranking(tmp_path, STRONG, better) == ([MINI, "photos"], [MINI, "photos"], [])
+
+
+def test_the_best_by_what_is_known_of_its_weights_is_always_searched(tmp_path) -> None:
+    far = Ranked("far", probe=0.7, source="in1k")
+    assert ranking(tmp_path, STRONG, far)[1] == ["photos"]
+    assert ranking(tmp_path, STRONG, far, prior="far")[1] == ["photos", "far"]
+    failed = replace(far, error="cannot run", exit_code=4)
+    assert ranking(tmp_path, STRONG, failed, prior="far")[1] == ["photos"]
+
+
+def test_which_is_best_is_stated_by_the_backbones_themselves() -> None:
+    described = describe(prepare.names(Settings(dataset="d")))
+    good, better = "resnet18.a1_in1k", "mobilenetv3_large_100.ra_in1k"
+    assert described.priors[better] > described.priors[good]
+    nothing = Images(np.zeros(0, np.int64), np.zeros(0, np.int64))
+    sources = {name: Source(name, name) for name in (good, better, MINI)}
+    setup = Setup(Path(), None, (), nothing, nothing, sources, 64, "accuracy", "cpu", 1)
+    assert prepare.best_prior(setup, described.priors) == better
+    blank = sources | {better: replace(sources[better], pretrained=False)}
+    assert prepare.best_prior(replace(setup, sources=blank), described.priors) == good
+    theirs = Source("mine", "mine", weights="model.safetensors")
+    assert prepare.best_prior(replace(setup, sources={"mine": theirs}), {"mine": 99.0}) == ""
 
 
 @pytest.mark.parametrize("probe", [0.9, 0.915, 0.92])

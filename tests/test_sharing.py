@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from scipy.stats import spearmanr
 
 from autoft.data.cache.files import cache_root
 from autoft.data.views import training_batches, view_batches
@@ -20,7 +21,8 @@ from autoft.network.sources import in_folder
 from autoft.search.finish import load_trial
 from autoft.training import activations, prefix
 from autoft.training.evaluate import evaluate
-from autoft.training.job import Precision, Setup, Sharing, TrialJob
+from autoft.training.job import Costs, Precision, Setup, Sharing, TrialJob
+from autoft.training.rowstore import RowReader
 from autoft.training.trial import train_trial
 from autoft.values import Part, Preprocess, TrialConfig, TrialResult
 
@@ -168,6 +170,35 @@ def test_kept_activations_of_real_weights_give_the_same_trial(
     assert half[0].score == pytest.approx(again[0].score, abs=0.05)
 
 
+@pytest.mark.slow
+@pytest.mark.shared
+def test_fifty_trials_are_ranked_in_fp16_as_in_fp32(
+    shared_root, setup_in, own_cache, tmp_path
+) -> None:
+    label, draw = REAL[0], np.random.default_rng(0)
+    weights = in_folder(shared_root / "weights")[0]
+    setup = setup_in(shared_root / "data" / "sign-digits", weights, tmp_path)
+    setup = replace(setup, train=setup.train.take(np.arange(0, len(setup.train), 2)))
+    depth = bound_depth(setup, label)
+    ended = {}
+    for number in range(50):
+        lr, head_lr = np.exp(draw.uniform(np.log([2e-5, 1e-4]), np.log([1e-3, 3e-3])))
+        given = {"lr": float(lr), "head_lr": float(head_lr), "augment": "none"}
+        given["weight_decay"] = float(np.exp(draw.uniform(np.log(1e-4), np.log(0.3))))
+        for exact in (True, False):
+            how = Sharing("disk", depth, 1, exact=exact)
+            work = job(label, how, number=number, epochs=2, **given)
+            folder = tmp_path / ("exact" if exact else "half")
+            outcome, _, place = trained(setup, folder, work)
+            assert sharing_of(place)["mode"] == "disk"
+            ended.setdefault(exact, []).append((outcome.score, -outcome.loss))
+            shutil.rmtree(place)
+    single, half = (np.array([score for score, _ in ended[exact]]) for exact in (True, False))
+    assert single.max() - single.min() > 0.2  # there is something to rank
+    assert spearmanr(single, half).statistic >= 0.99
+    assert ended[True].index(max(ended[True])) == ended[False].index(max(ended[False]))
+
+
 def bound_depth(setup, label) -> int:
     from autoft.network.strategy import bind
 
@@ -273,6 +304,23 @@ def test_what_cannot_be_kept_is_run_again_and_told(
     assert not own_cache.exists()
 
 
+def test_what_is_kept_may_be_mixed(setup, fixed, own_cache, tmp_path, computed) -> None:
+    depth = bound_depth(setup, "test_resnet")
+    how = Sharing("disk", depth, 1, exact=True)
+    plain = trained(setup, tmp_path / "a", job("test_resnet", how))
+    mixed = trained(setup, tmp_path / "b", job("test_resnet", how, mix="manifold"))
+    assert sharing_of(mixed[2])["mode"] == "disk"
+    assert sum(computed) == len(setup.train) + len(setup.validation)  # the same rows serve both
+    assert mixed[0].loss != plain[0].loss
+    again = trained(
+        setup, tmp_path / "c", job("test_resnet", Sharing("rerun", depth, 1), mix="manifold")
+    )
+    images = trained(
+        setup, tmp_path / "d", job("test_resnet", Sharing("rerun", depth, 1), mix="mixup")
+    )
+    assert again[0].scores == images[0].scores  # nothing is kept: it is of the images
+
+
 def test_a_head_on_all_stages_runs_all_of_them(setup, fixed, own_cache, tmp_path) -> None:
     how = Sharing("disk", bound_depth(setup, "test_resnet"), 1)
     work = job("test_resnet", how)
@@ -321,6 +369,33 @@ def test_activations_damaged_in_mid_run_are_computed_again(
     assert outcome.scores == whole[0].scores
     found = load_file(tmp_path / "b" / "trials" / "0000" / "scored.safetensors")
     assert furthest(found, whole[1]) < 1e-5
+
+
+@pytest.mark.parametrize(("seconds", "mode"), [(0.0, "disk"), (0.02, "rerun")])
+def test_where_reading_turns_out_slow_it_is_computed_again(
+    setup, fixed, own_cache, tmp_path, monkeypatch, seconds, mode
+) -> None:
+    depth = bound_depth(setup, "test_resnet")
+    stages = depth + 1
+    costs = Costs(
+        (1e-3,) * stages, (1e-3,) * stages, (1e-3,) * stages, (20_000,) * stages, view=1e-4
+    )
+    plain = RowReader.read
+
+    def slowly(self, rows):
+        time.sleep(seconds * len(rows))
+        return plain(self, rows)
+
+    monkeypatch.setattr(RowReader, "read", slowly)
+    how = Sharing("disk", depth, 2, exact=True)
+    again = trained(setup, tmp_path / "a", job("test_resnet", replace(how, mode="rerun")))
+    work = replace(job("test_resnet", how), costs=costs)
+    kept = trained(setup, tmp_path / "b", work)
+    assert kept[0].scores == again[0].scores
+    assert furthest(kept[1], again[1]) < 1e-4
+    told = sharing_of(kept[2])
+    assert told["mode"] == mode
+    assert ("takes longer" in told["why"]) == (mode == "rerun")
 
 
 def blocked(own_cache: Path, monkeypatch) -> None:

@@ -20,13 +20,13 @@ from torchvision.transforms.v2 import functional as vision
 from autoft.data.pixels.decode import Pixels, centre_crop
 
 AUGMENTS: Final = ("none", "crop", "shift_flip", "crop_flip", "strong", "trivial")
-MIXES: Final = ("none", "mixup", "cutmix")
+MIXES: Final = ("none", "mixup", "manifold", "cutmix")
 RATIO: Final = (3 / 4, 4 / 3)
 JITTER: Final = 0.3
 LEVELS: Final = 31
 _SMALLEST_AREA: Final = {"crop": 0.5, "crop_flip": 0.5, "strong": 0.25, "trivial": 0.5}
 _LUMA: Final = (0.299, 0.587, 0.114)
-_BETA: Final = {"mixup": 0.2, "cutmix": 1.0}
+_BETA: Final = {"mixup": 0.2, "manifold": 0.2, "cutmix": 1.0}
 _BILINEAR: Final = InterpolationMode.BILINEAR
 _SHEAR, _TURN, _COLOUR, _SHIFT = 0.99, 135.0, 0.99, 32 / 224
 
@@ -73,6 +73,8 @@ def mixed(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Mix a batch with itself in another order: images (B, S, S, 3), targets (B, C), weights (B,).
 
+    `manifold` (Verma et al. 2019, arXiv 1806.05236) is `mixup` that may also be of what frozen
+    stages make of the images, (B, W).
     `mixup` (Zhang et al. 2018, arXiv 1710.09412) adds two images in the shares Beta(0.2, 0.2);
     `cutmix` (Yun et al. 2019, arXiv 1905.04899) pastes a box of one into the other, whose area is
     Beta(1, 1) of the image before it is cut at the border. One share a batch, as in both papers.
@@ -82,7 +84,7 @@ def mixed(
         return images, targets, weights
     order = torch.from_numpy(rng.permutation(len(images)))
     share = float(rng.beta(_BETA[name], _BETA[name]))  # of the image itself
-    if name == "mixup":
+    if name in ("mixup", "manifold"):
         images = images.lerp_(images[order], 1 - share)
     else:
         share = _paste(images, order, share, rng)

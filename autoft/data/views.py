@@ -128,7 +128,8 @@ def training_batches(  # noqa: PLR0913 (each is a choice that a trial makes by n
     dropped: BatchNorm cannot train on it.
 
     With `views` the images are those of `view_batches`, view `epoch` modulo `views`. `kept`
-    returns what is kept of the images of some rows, which is then given in their place. Images
+    returns what is kept of the images of some rows, which is then given in their place; the mix
+    `manifold` is of that then. Images
     have `size` pixels a side (0: as `pre` says), and show what they would at the size of `pre`.
 
     Raises:
@@ -137,7 +138,7 @@ def training_batches(  # noqa: PLR0913 (each is a choice that a trial makes by n
     """
     _check("augmentation", augment, AUGMENTS)
     _check("mix", mix, MIXES)
-    if kept is not None and mix != "none":
+    if kept is not None and mix not in ("none", "manifold"):
         raise ValueError(f"mix={mix!r} is of images, and there are none")
     order = np.random.default_rng((seed, epoch)).permutation(len(rows))
     small = replace(pre, image_size=size or pre.image_size)
@@ -149,7 +150,9 @@ def training_batches(  # noqa: PLR0913 (each is a choice that a trial makes by n
         targets = functional.one_hot(torch.from_numpy(labels[chosen]), num_classes).float()
         scales = torch.from_numpy(weights[chosen])
         if kept is not None:
-            return Batch(kept(rows[chosen]), targets, scales)
+            given = kept(rows[chosen])
+            given = given if mix == "none" else given.float()
+            return Batch(*mixed(given, targets, scales, mix, rng))
         pixels = store.read(rows[chosen])
         images = _normalised(
             _views(pixels, rows[chosen], pre, augment, epoch % views, small.image_size)

@@ -10,9 +10,9 @@ from autoft import plugins
 from autoft.errors import AutoftError
 from autoft.network.strategy import bind
 from autoft.training import plan
-from autoft.training.job import Outcome, Precision, Ranked, TrialJob
+from autoft.training.job import Mode, Outcome, Precision, Ranked, Sharing, TrialJob
 from autoft.training.plan import Room, Work
-from autoft.training.recipe import SMALLER, area
+from autoft.training.recipe import SMALLER, area, is_of_images
 from autoft.values import TrialConfig, Value
 
 HEAD_ROUNDS = 4  # how often a head-only trial is scored while it trains
@@ -31,6 +31,8 @@ USUAL_AUGMENT = "crop_flip"  # where a configuration does not say
 DOUBTED = 3.0  # times too slow a backbone may be said to be, until one was trained
 MOVES = 3.0  # times the pace so far is the most that one trial says
 START_SECONDS = 1.0  # to build a network and fit its head, before the first epoch
+LIVE_MOST = 4  # trials that take their steps together: more save little more
+LIVE_SHARE = 0.5  # of what is left of the time, for all of them
 NO_ROOM = Room(0, 0, 0, 1.0)
 
 
@@ -75,18 +77,51 @@ class Budget:
         affordable = self._fitting(config, self.full_epochs(config))
         return max(affordable, int(self.first or self._worth_a_try(config)))
 
-    def expected(self, config: TrialConfig, epochs: int, trains_backbone: bool) -> float:
-        """Return the seconds that a trial of so many epochs is expected to take."""
+    def expected(
+        self, config: TrialConfig, epochs: int, trains_backbone: bool, together: int = 1
+    ) -> float:
+        """Return the seconds that a trial of so many epochs is expected to take.
+
+        Of several that take their steps `together` it is what each adds.
+        """
         if not trains_backbone:
             return self._head_seconds * epochs / HEAD_ROUNDS
-        return self._pace * self._measured(config, epochs)
+        return self._pace * self._measured(config, epochs, together)
+
+    def together(self, config: TrialConfig, epochs: int) -> int:
+        """Return how many trials that freeze as `config` does take their steps together.
+
+        Where what is frozen is kept, or hardly costs anything, each is trained by itself.
+        """
+        ranked = self.ranked[config.backbone.name]
+        if ranked.costs is None or ranked.precision.compiled:
+            return 1
+        most = LIVE_MOST if self._mode(config, epochs, 1) == "rerun" else 1
+        for count in range(most, 1, -1):
+            seconds = count * self.expected(config, epochs, True, count)
+            live = self._mode(config, epochs, count) == "live"
+            if live and seconds <= LIVE_SHARE * self.left():
+                return count
+        return 1
+
+    def _mode(self, config: TrialConfig, epochs: int, together: int) -> Mode:
+        costs = self.ranked[config.backbone.name].costs
+        assert costs is not None  # measured
+        work = self.work(config.train, epochs, together)
+        return plan.choose(costs, self.frozen(config), work, self.room).mode
 
     def job(
-        self, number: int, config: TrialConfig, epochs: int, precision: Precision | None = None
+        self,
+        number: int,
+        config: TrialConfig,
+        epochs: int,
+        precision: Precision | None = None,
+        together: int = 1,
     ) -> TrialJob:
         """Return the job of a trial, with its deadline and its backbone's best number format.
 
-        `precision` is given for a trial that was begun in another.
+        `precision` is given for a trial that was begun in another; `together` trials take their
+        steps together.
         """
         ranked = self.ranked.get(config.backbone.name)
         precision = precision or (ranked.precision if ranked else Precision())
@@ -94,18 +129,19 @@ class Budget:
         self.first = False
         costs = ranked.costs if ranked else None
         deadline = max(self.deadline, least)
-        return TrialJob(number, config, epochs, deadline, precision, costs=costs)
+        sharing = Sharing("live", self.frozen(config)) if together > 1 else None
+        return TrialJob(number, config, epochs, deadline, precision, costs, sharing, together)
 
     def learn(self, job: TrialJob, outcome: Outcome, trains_backbone: bool) -> None:
         """Correct the expectation by what a trial really took."""
-        if outcome.seconds <= 0:
+        if outcome.seconds <= 0 or job.together > 1:  # how many went on with it is not known
             return
         if not trains_backbone:
             if outcome.scores:
                 self._head_seconds = 0.5 * self._head_seconds + 0.5 * outcome.seconds
             return
         epochs = max(1, len(outcome.scores))
-        pace = outcome.seconds / self._measured(job.config, epochs)
+        pace = outcome.seconds / self._measured(job.config, epochs, job.together)
         if not outcome.scores:  # cut off: the first epoch takes longer than this, if it says more
             pace = max(pace, self._pace)
         self._taught = self._taught or bool(outcome.scores) or pace > self._pace
@@ -185,7 +221,7 @@ class Budget:
         trained = area(scale) * self.train_images / ranked.trained_per_second
         return trained + self.validation_images / ranked.images_per_second
 
-    def _measured(self, config: TrialConfig, epochs: int) -> float:
+    def _measured(self, config: TrialConfig, epochs: int, together: int = 1) -> float:
         """Return the seconds of a trial by the measured speeds of its backbone.
 
         Without costs of its stages a frozen share f of the work costs a third: forward only,
@@ -196,22 +232,23 @@ class Budget:
         if ranked.costs is not None:
             costs, cut = ranked.costs, self.frozen(config)
             costs = replace(costs, tail=tuple(twice * each for each in costs.tail))
-            work = self.work(config.train, epochs)
+            work = self.work(config.train, epochs, together)
             return START_SECONDS + plan.seconds(costs, cut, work, self.room)
         share = (1 + 2 * (1 - frozen_share(config))) / 3
         pixels = area(float(config.train.get("train_scale", 1.0)))
         training = pixels * twice * share * self.train_images / ranked.trained_per_second
         return epochs * (training + self.validation_images / ranked.images_per_second)
 
-    def work(self, train: Mapping[str, Value], epochs: int) -> Work:
+    def work(self, train: Mapping[str, Value], epochs: int, together: int = 1) -> Work:
         """Return what a trial with these answers of the recipe has to do."""
         return Work(
             self.train_images,
             self.validation_images,
             epochs,
             train.get("augment", USUAL_AUGMENT) != "none",
-            train.get("mix", "none") != "none",
+            is_of_images(str(train.get("mix", "none"))),
             area=area(float(train.get("train_scale", 1.0))),
+            together=together,
         )
 
     def frozen(self, config: TrialConfig) -> int:

@@ -1,21 +1,22 @@
 """Which trial next, for how long, and which goes on: the policy, told and asked by an engine.
 
 An engine asks `next_jobs`, passes on every report and outcome, and stops when there is no job
-left. The director alone writes the trials of the run. `policy.py` and `halving.py` have what it
-decides by.
+left. The director alone writes the trials of the run. `proposer.py` says what is tried next,
+`policy.py` and `halving.py` have what is decided by.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from autoft.search import halving, policy
-from autoft.search.budget import LEAST_EPOCHS, NOMINAL_BATCH, Budget
+from autoft.search.budget import NOMINAL_BATCH, Budget
 from autoft.search.configs import Space
 from autoft.search.folder import RunFolder
+from autoft.search.proposer import Proposer
 from autoft.search.study import Study
 from autoft.selection.winner import usable
 from autoft.training.job import Outcome, Precision, Report, TrialJob
@@ -28,7 +29,11 @@ Emit = Callable[..., None]
 
 @dataclass
 class Director:
-    """The state of a search while it runs."""
+    """The state of a search while it runs.
+
+    With `lockstep` its engine can end one of several trials that take their steps together, and
+    the memory holds them.
+    """
 
     folder: RunFolder
     space: Space
@@ -38,28 +43,34 @@ class Director:
     first: Iterable[Mapping[str, Value]]
     emit: Emit
     cancelled: bool = False
+    lockstep: bool = True
     results: list[TrialResult] = field(default_factory=list)
     _running: dict[int, TrialJob] = field(default_factory=dict)
     _unfinished: list[TrialJob] = field(default_factory=list)
     _by_itself: set[int] = field(default_factory=set)
-    _first: deque[Mapping[str, Value]] = field(default_factory=deque)
     _race: halving.Race = field(default_factory=halving.Race)
-    _tried: set[str] = field(default_factory=set)
     _told: set[str] = field(default_factory=set)
     _with_weights: set[int] = field(default_factory=set)
-    _next_number: int = 0
     _nothing_fits: bool = False
+
+    def __post_init__(self) -> None:
+        """Have the proposer see every result."""
+        self._proposer = Proposer(self.space, self.study, self.budget, self.seed, self.results)
 
     def resume(self) -> None:
         """Take up what the run folder holds: finished trials, and those cut off."""
-        self.results = self.folder.trials()
+        self.results += self.folder.trials()
         self.budget.first = not self.results
         self._race.unit = halving.unit_of(self.budget.train_images // NOMINAL_BATCH)
         for result in self.results:
             self.study.tell(result)
-            self._tried.add(_key(result.config))
-            if self._trains_backbone(result.config):
-                self._race.note(self._phase(result.config), result.epochs, result.scores)
+            self._proposer.note(result.config)
+            if policy.trains_backbone(result.config, self.space):
+                self._race.note(
+                    policy.phase_of(result.config.strategy.name, self.space),
+                    result.epochs,
+                    result.scores,
+                )
                 self.budget.plan(result.config, result.epochs)
         finished = {result.number for result in self.results}
         self._with_weights = set(finished)
@@ -68,8 +79,8 @@ class Director:
             data = self.folder.read_json(f"trials/{number:04d}/config.json")
             if number not in finished and data:
                 self._take_up(_cut_off(number, data))
-        self._next_number = max([*finished, *started], default=-1) + 1
-        self._first = deque(self.first)
+        self._proposer.number = max([*finished, *started], default=-1) + 1
+        self._proposer.first = deque(self.first)
 
     def _take_up(self, job: TrialJob) -> None:
         """Let a trial that was cut off be the next, where all its parts are still there."""
@@ -94,15 +105,24 @@ class Director:
             return ()
         if self._unfinished:
             return self._go_on(room)
-        for configs in self._candidates(room):
-            epochs = self.budget.epochs(configs[0], self._trains_backbone(configs[0]))
+        for configs in self._proposer.candidates(room, len(self._running)):
+            epochs = self.budget.epochs(configs[0], policy.trains_backbone(configs[0], self.space))
             if epochs:
-                return tuple(self._start(config, epochs) for config in configs)
-            for place in range(len(configs)):
-                self.study.forget(self._next_number + place)
+                more = self._more_in_step(configs[0], epochs)
+                together = 1 + len(more)
+                return tuple(self._start(each, epochs, together) for each in configs + more)
+            self._proposer.take_back(len(configs))
         self._say_why()
         self._nothing_fits = True  # until a trial ends: an idle seat asks several times a second
         return ()
+
+    def _more_in_step(self, first: TrialConfig, epochs: int) -> list[TrialConfig]:
+        """Return what takes its steps together with the trial that comes next."""
+        if not self.lockstep:
+            return []
+        begun, most = len(self.results) + len(self._running), self.budget.max_trials
+        room = policy.PACK_MOST if most is None else most - begun
+        return self._proposer.in_step(first, epochs, room)
 
     def _say_why(self) -> None:
         """Say so where the search ends before its time for want of anything that may gain."""
@@ -116,8 +136,10 @@ class Director:
     def take_back(self, jobs: Sequence[TrialJob]) -> None:
         """Take back trials whose worker died while it trained them together.
 
-        Each is tried again by itself: it may be one of them that ends the worker.
+        Each is tried again by itself: it may be one of them that ends the worker. Where it may be
+        the memory that several take in step, none is proposed in step any more.
         """
+        self.lockstep = self.lockstep and all(job.together == 1 for job in jobs)
         for job in jobs:
             self._unfinished.append(self._running.pop(job.number))
             self._by_itself.add(job.number)
@@ -144,7 +166,10 @@ class Director:
         """Return trials that were cut off, with the epochs and the format that they had."""
         first = self._unfinished[0]
         alike = [first]
-        if not self._trains_backbone(first.config) and first.number not in self._by_itself:
+        if (
+            not policy.trains_backbone(first.config, self.space)
+            and first.number not in self._by_itself
+        ):
             alike = [job for job in self._unfinished if self._fits_with(first, job)][:room]
         for job in alike:
             self._unfinished.remove(job)
@@ -153,7 +178,7 @@ class Director:
     def _fits_with(self, first: TrialJob, job: TrialJob) -> bool:
         same = job.config.backbone.name == first.config.backbone.name
         same = same and (job.epochs, job.precision) == (first.epochs, first.precision)
-        heads = not self._trains_backbone(job.config)
+        heads = not policy.trains_backbone(job.config, self.space)
         return same and heads and job.number not in self._by_itself
 
     def on_report(self, report: Report) -> bool:
@@ -172,9 +197,9 @@ class Director:
             self.emit("note", text=f"Trial {report.number}: {report.note}.")
         if self.cancelled:
             return False
-        if not self._trains_backbone(job.config):
+        if not policy.trains_backbone(job.config, self.space):
             return True
-        phase = self._phase(job.config)
+        phase = policy.phase_of(job.config.strategy.name, self.space)
         keeps = self._race.goes_on(phase, job.epochs, report.epoch, report.score)
         return keeps or self._is_first(job)
 
@@ -182,7 +207,9 @@ class Director:
         """Tell whether it is the first trial that trains a backbone, as the regime advises."""
         begun = {r.number: r.config for r in self.results}
         begun |= {number: other.config for number, other in self._running.items()}
-        return job.number == min(n for n, c in begun.items() if self._trains_backbone(c))
+        return job.number == min(
+            n for n, c in begun.items() if policy.trains_backbone(c, self.space)
+        )
 
     def on_outcome(self, outcome: Outcome) -> None:
         """Record how a trial ended, in the folder first of all."""
@@ -203,8 +230,9 @@ class Director:
         self.results.append(result)
         self._with_weights.add(result.number)
         self.study.tell(result)
-        trains = self._trains_backbone(job.config)
-        expected = self.budget.expected(job.config, max(1, len(outcome.scores)), trains)
+        trains = policy.trains_backbone(job.config, self.space)
+        done = max(1, len(outcome.scores))
+        expected = self.budget.expected(job.config, done, trains, job.together)
         self.budget.learn(job, outcome, trains)
         self.emit(
             "trial_end",
@@ -222,125 +250,27 @@ class Director:
 
     def baseline(self) -> TrialResult | None:
         """Return the first trial whose head alone was trained; None if there was none."""
-        heads = [r for r in usable(self.results) if not self._trains_backbone(r.config)]
-        return min(heads, key=lambda result: result.number, default=None)
-
-    def _candidates(self, room: int) -> Iterator[list[TrialConfig]]:
-        """Yield what may come next: the portfolio, then the phases that promise most.
-
-        Heads of the portfolio that train together take as many with them as take seconds, too.
-        """
-        while self._first:
-            configs = self._from_portfolio(room)
-            if len(configs) > 1:
-                more = min(room, self._pack_size()) - len(configs)
-                backbone = configs[0].backbone.name
-                configs += self._heads(backbone, more, self._next_number + len(configs))
-            if configs:
-                yield configs
-        for phase in policy.order(self.results, self.space, self._expected_seconds):
-            if phase == "heads":
-                best = policy.best_by(self._of(phase), lambda config: config.backbone.name)
-                known = [name for name in self.space.backbones if name in best]
-                number, count = self._next_number, min(room, self._pack_size())
-                names = known or self.space.backbones[:1]
-                backbone = policy.draw(names, best, self._trial_seed(number))
-                yield self._heads(backbone, count, number)
-            else:
-                yield [self._propose(phase, self._next_number, {})]
-
-    def _from_portfolio(self, room: int) -> list[TrialConfig]:
-        """Take the next from the portfolio: a trial, or heads in a row on one backbone.
-
-        The first trial of all is alone, so that there soon is a model.
-        """
-        taken: list[TrialConfig] = []
-        most = min(room, policy.PACK_MOST) if self.results or self._running else 1
-        self._affordable_first()
-        while self._first and len(taken) < most:
-            config = self._configured(self._first[0])
-            pairs = taken and self._trains_backbone(config)
-            if pairs or (taken and config.backbone.name != taken[0].backbone.name):
-                break
-            self._first.popleft()
-            if _key(config) in self._tried:
-                continue
-            taken.append(config)
-            if self._trains_backbone(config):
-                break
-        return taken
-
-    def _affordable_first(self) -> None:
-        """Bring forward what gets a few epochs where the next in turn does not.
-
-        Where there is much time, all do: the order stays.
-        """
-        for place, answers in enumerate(self._first):
-            config = self._configured(answers)
-            trains = self._trains_backbone(config)
-            if self.budget.epochs(config, trains) >= (LEAST_EPOCHS if trains else 1):
-                del self._first[place]
-                self._first.appendleft(answers)
-                return
-
-    def _heads(self, backbone: str, count: int, number: int) -> list[TrialConfig]:
-        """Propose `count` heads on one backbone, as the trials from `number` on."""
-        fixed: dict[str, Value] = {"backbone": backbone}
-        return [
-            self._propose("heads", number + place, fixed, at_random=place >= policy.PACK_MODELLED)
-            for place in range(count)
+        heads = [
+            r for r in usable(self.results) if not policy.trains_backbone(r.config, self.space)
         ]
-
-    def _propose(
-        self,
-        phase: policy.Phase,
-        number: int,
-        fixed: Mapping[str, Value],
-        *,
-        at_random: bool = False,
-    ) -> TrialConfig:
-        """Ask the study for a trial of a phase, with one of its strategies."""
-        best = policy.best_by(self._of(phase), lambda config: config.strategy.name)
-        names, seed = policy.strategies_of(phase, self.space), self._trial_seed(number)
-        chosen = {**fixed, "strategy": policy.draw(names, best, seed)}
-        config = self.study.propose(number, seed, chosen, at_random=at_random)
-        return self._seeded(config, number)
-
-    def _of(self, phase: policy.Phase) -> list[TrialResult]:
-        return [result for result in self.results if self._phase(result.config) == phase]
-
-    def _pack_size(self) -> int:
-        return policy.pack_size(self._of("heads"), self.budget.left())
-
-    def _expected_seconds(self, phase: policy.Phase) -> float:
-        """Return what a trial of a phase that has none yet will take, by the measured speeds."""
-        strategy = policy.strategies_of(phase, self.space)[0]
-        config = self._configured({"strategy": strategy})
-        trains = self._trains_backbone(config)
-        return self.budget.expected(config, self.budget.epochs(config, trains) or 1, trains)
-
-    def _configured(self, answers: Mapping[str, Value]) -> TrialConfig:
-        return self._seeded(self.space.default(answers, 0), self._next_number)
-
-    def _seeded(self, config: TrialConfig, number: int) -> TrialConfig:
-        """Give a trial its seed; heads have one in common: they see the same minibatches."""
-        own = number if self._trains_backbone(config) else 0
-        return replace(config, seed=self._trial_seed(own))
+        return min(heads, key=lambda result: result.number, default=None)
 
     def _start(
         self,
         config: TrialConfig,
         epochs: int,
+        together: int = 1,
         *,
         before: TrialJob | None = None,
     ) -> TrialJob:
-        """Begin a trial, or go on with one that was begun `before`."""
-        number = before.number if before else self._next_number
-        self._next_number = max(self._next_number, number + 1)
-        self._tried.add(_key(config))
+        """Begin a trial, one of `together` in step, or go on with one that was begun `before`."""
+        number = before.number if before else self._proposer.number
+        self._proposer.number = max(self._proposer.number, number + 1)
+        self._proposer.note(config)
         if not self.study.knows(number):
             self.study.expect(number, config)
-        job = self.budget.job(number, config, epochs, before.precision if before else None)
+        precision = before.precision if before else None
+        job = self.budget.job(number, config, epochs, precision, together)
         start = before.head_start if before else policy.head_start(self.results, self.space, job)
         job = replace(job, head_start=start)
         self._running[number] = job
@@ -353,16 +283,6 @@ class Director:
             epochs=epochs,
         )
         return job
-
-    def _trial_seed(self, number: int) -> int:
-        return self.seed * 100_003 + number
-
-    def _trains_backbone(self, config: TrialConfig) -> bool:
-        known = self.space.strategies.get(config.strategy.name)
-        return known is None or known.trains_backbone  # one no longer installed: assume the usual
-
-    def _phase(self, config: TrialConfig) -> policy.Phase:
-        return policy.phase_of(config.strategy.name, self.space)
 
     def _keeps_failing(self) -> bool:
         last = [r.error for r in self.results[-SAME_FAILURES:] if r.status == "failed"]
@@ -378,10 +298,6 @@ class Director:
             for weights in self.folder.trial(number).glob("*.safetensors"):
                 weights.unlink(missing_ok=True)
         self._with_weights &= kept
-
-
-def _key(config: TrialConfig) -> str:
-    return repr(sorted(config.answers().items(), key=lambda pair: pair[0]))
 
 
 def _cut_off(number: int, data: Mapping[str, Any]) -> TrialJob:

@@ -16,7 +16,7 @@ from typing import Any
 from autoft.data.splits.split import TEST
 from autoft.network.sources import Source
 from autoft.search import images, prepare
-from autoft.search.budget import Budget
+from autoft.search.budget import LIVE_MOST, Budget
 from autoft.search.configs import Space, read_fixed
 from autoft.search.engines import tasks, weighing
 from autoft.search.engines.weighing import Listed
@@ -73,7 +73,8 @@ class Way:
     """How trials that freeze the first `frozen` stages come by what these give, and why.
 
     `share` of the forward pass lies before the cut; `seconds` and `again` are those of a whole
-    trial in the chosen way and computing again.
+    trial in the chosen way and computing again. Where nothing is kept, several may take their
+    steps together: `seconds` are what each adds then.
     """
 
     frozen: int
@@ -217,7 +218,9 @@ def _costed(
         *shared,
         Phase("finish", 0, finish, 0, FINISH),
     )
-    return epochs, phases, _ways(best.costs, setup, epochs, room)
+    few = settings.trials is not None and settings.trials < LIVE_MOST
+    alone = few or settings.engine != "local" or best.precision.compiled
+    return epochs, phases, _ways(best.costs, setup, epochs, room, 1 if alone else LIVE_MOST)
 
 
 def _ranking(settings: Settings, setup: Setup, ranked: Sequence[Ranked]) -> float:
@@ -282,22 +285,32 @@ WHY: Mapping[str, str] = {
 }
 
 
-def _ways(costs: Costs | None, setup: Setup, epochs: int, room: Room) -> tuple[Way, ...]:
+def _ways(
+    costs: Costs | None, setup: Setup, epochs: int, room: Room, together: int
+) -> tuple[Way, ...]:
+    """Return how each cut is shared, where so many trials could take their steps together."""
     if costs is None:
         return ()
     work = Work(len(setup.train), len(setup.validation), epochs, True, False)
-    return tuple(_way(costs, cut, work, room) for cut in range(1, len(costs.bytes) - 1))
+    return tuple(_way(costs, cut, work, room, together) for cut in range(1, len(costs.bytes) - 1))
 
 
-def _way(costs: Costs, cut: int, work: Work, room: Room) -> Way:
-    chosen, found = choose(costs, cut, work, room), predict(costs, cut, work, room)
+def _way(costs: Costs, cut: int, work: Work, room: Room, together: int) -> Way:
+    chosen = choose(costs, cut, work, room)
+    if chosen.mode == "rerun":
+        work = replace(work, together=together)
+        chosen = choose(costs, cut, work, room)
+    found = predict(costs, cut, work, room)
     share = costs.prefix[cut] / costs.prefix[-1] if costs.prefix[-1] else 0.0
     again, needed = found["rerun"], bytes_kept(costs, cut, work)
-    if chosen.mode != "rerun":
+    if chosen.mode == "live":
+        saved = 1 - found["live"] / again
+        why = f"saves {saved:.0%} of {again:.0f} s where {work.together} trials are in step"
+    elif chosen.mode != "rerun":
         why = f"saves {1 - found[chosen.mode] / again:.0%} of {again:.0f} s"
     elif not costs.bytes[cut]:
         why = "the network cannot be divided here"
-    elif len(found) == 1:
+    elif set(found) <= {"rerun", "live"}:
         why = f"{needed / 1e6:,.0f} MB fit neither memory nor disk"
     elif min(found.values()) >= 0.95 * again:
         why = "keeping would save less than 5 %"

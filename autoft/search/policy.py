@@ -34,6 +34,7 @@ PACK_SECONDS = 5.0  # that a pack of heads may take
 PACK_LEAST, PACK_MOST = 4, 32  # heads
 PACK_MODELLED = 8  # of them are proposed by the model, at 10 to 30 ms each; the others at random
 TOGETHER = 4  # times as fast as by itself is a head in a pack, before that was seen
+GIVEN_ALIKE = ("augment", "mix", "batch_size", "pool", "train_scale")
 HEAD_START = ("head_lr", "weight_decay", "smoothing")
 
 
@@ -57,6 +58,16 @@ def phase_of(strategy: str, space: Space) -> Phase:
     if not known.trains_backbone:
         return "heads"
     return "tails" if known.keeps_prefix else "full"
+
+
+def trains_backbone(config: TrialConfig, space: Space) -> bool:
+    """Tell whether a trial trains its backbone; of one no longer installed the usual is said."""
+    return phase_of(config.strategy.name, space) != "heads"
+
+
+def of_phase(results: Iterable[TrialResult], phase: Phase, space: Space) -> list[TrialResult]:
+    """Return the results of a phase."""
+    return [each for each in results if phase_of(each.config.strategy.name, space) == phase]
 
 
 def shares(results: Sequence[TrialResult], space: Space) -> dict[Phase, Share]:
@@ -97,7 +108,7 @@ def order(
     for place, phase in enumerate(PHASES):
         if not strategies_of(phase, space):
             continue
-        own = [r for r in results if phase_of(r.config.strategy.name, space) == phase]
+        own = of_phase(results, phase, space)
         if trials_since_gain(results, own) >= EXHAUSTED:
             continue
         took = seconds_of_next(own) if own else expected_seconds(phase)
@@ -170,6 +181,20 @@ def best_by(
         name, score = name_of(result.config), result.score or 0.0
         found[name] = max(found.get(name, 0.0), score if result.status != "failed" else 0.0)
     return found
+
+
+def in_common(config: TrialConfig) -> dict[str, Value]:
+    """Return the answers that trials give alike which take their steps together with `config`.
+
+    By these they freeze the same stages, see the same batches and pool a map behind the cut.
+    """
+    owned = f"strategy.{config.strategy.name}."
+    named = {"backbone", "strategy", "head", *(f"train.{name}" for name in GIVEN_ALIKE)}
+    return {
+        name: value
+        for name, value in config.answers().items()
+        if name in named or name.startswith(owned)
+    }
 
 
 def pack_size(own: Sequence[TrialResult], left: float) -> int:

@@ -154,13 +154,29 @@ def provide(
     return found
 
 
+def best_prior(setup: Setup, priors: Mapping[str, float]) -> str:
+    """Return the backbone that is best by what its weights are known for; "" if none is.
+
+    A folder of one's own that is called as published weights are, with a tag, holds those.
+    """
+    known = {
+        label: priors[label]
+        for label, source in setup.sources.items()
+        if source.pretrained
+        and label in priors
+        and ("." in label or not (source.weights or source.options))
+    }
+    return max(known, key=known.__getitem__, default="")
+
+
 def rank(
-    settings: Settings, setup: Setup, call: Call, emit: Emit, seconds: float
+    settings: Settings, setup: Setup, call: Call, emit: Emit, seconds: float, prior: str = ""
 ) -> tuple[Setup, list[Ranked]]:
     """Measure the backbones; return the setup with those that can be used, best first.
 
     Where there are several, a few images tell which of them are worth a pass over all. After
-    `seconds`, those that were not yet measured are left out, if one can be used.
+    `seconds`, those that were not yet measured are left out, if one can be used. The backbone
+    `prior` is searched however its probe is: frozen features may tell little of what it can learn.
 
     Raises:
         AutoftError: a backbone that was asked for by name cannot be used, or none can.
@@ -176,11 +192,11 @@ def rank(
         measured.append(_rank_one(label, setup, call, emit, few, timed=not few))
     failed = [each for each in measured if each.error]
     usable = sorted((each for each in measured if not each.error), key=_order)
-    near = _near(usable)
+    near = _near(usable, prior)
     if few and near:
-        again = _looked_at_again(near, setup, call, emit, began, seconds)
+        again = _looked_at_again(near, setup, call, emit, began, seconds, prior)
         failed += [each for each in again if each.error]
-        near = _near([each for each in again if not each.error])
+        near = _near([each for each in again if not each.error], prior)
         usable = near + [each for each in usable if each.label not in {e.label for e in again}]
     if failed and (settings.backbones or not near):
         raise error_of(failed[0].exit_code, failed[0].error)  # the embedded one is last
@@ -195,17 +211,26 @@ def first_look(setup: Setup) -> int:
     return FEW if len(setup.sources) > 1 and len(setup.train) > 2 * FEW else 0
 
 
-def _near(usable: Sequence[Ranked]) -> list[Ranked]:
+def _near(usable: Sequence[Ranked], prior: str) -> list[Ranked]:
     """Return the backbones that are worth searching, of those that are sorted."""
-    return [each for each in usable if each.probe >= usable[0].probe - BEHIND]
+    return [
+        each for each in usable if each.probe >= usable[0].probe - BEHIND or each.label == prior
+    ]
 
 
 def _looked_at_again(
-    near: Sequence[Ranked], setup: Setup, call: Call, emit: Emit, began: float, seconds: float
+    near: Sequence[Ranked],
+    setup: Setup,
+    call: Call,
+    emit: Emit,
+    began: float,
+    seconds: float,
+    prior: str,
 ) -> list[Ranked]:
     """Rank the best, and what may be as good, on all images; time the others, which come after.
 
-    The best that can be used is always looked at: its features are needed anyway, for heads.
+    The best that can be used is always looked at: its features are needed anyway, for heads. So
+    is the best by its `prior`.
     `began` (monotonic) is when ranking began, which may take `seconds`: of others there are as
     many as there is time for.
     """
@@ -217,7 +242,7 @@ def _looked_at_again(
         none_yet = all(other.error for other in whole)
         if none_yet or (close and ends < SECOND_SHARE * seconds):
             whole.append(_rank_one(each.label, setup, call, emit, 0))
-        elif spent < OTHERS_SHARE * seconds:
+        elif spent < OTHERS_SHARE * seconds or each.label == prior:
             few.append(_rank_one(each.label, setup, call, emit, FEW))
         else:
             late.append(each.label)

@@ -93,7 +93,8 @@ def _search(session: Session, first: Worker) -> None:
     )
     setup = images.setup_of(settings, session.folder.path, data, sources, device)
     ranking = RANKING_SHARE * session.left()
-    setup, ranked = prepare.rank(settings, setup, call, session.emit, ranking)
+    prior = prepare.best_prior(setup, begun.described.priors)
+    setup, ranked = prepare.rank(settings, setup, call, session.emit, ranking, prior)
     regime = prepare.measure_regime(settings, setup, data, ranked, call, session.emit)
     augments = prepare.augmentations(setup, ranked[0], call)
     described = replace(begun.described.space, fixed=fixed)
@@ -135,6 +136,7 @@ def _director(
     director = Director(
         session.folder, space, Study(space, seed), budget, seed, first, session.emit
     )
+    director.lockstep = session.settings.engine == "local"  # Ray ends all of them or none
     director.resume()
     return director
 

@@ -89,6 +89,7 @@ class Activations:
         self.exact = exact
         self._until = until
         self._opened: dict[tuple[View, bytes], Read] = {}
+        self._read = (0, 0.0)
         self.note = ""
 
     def ready(self, rows: Rows, view: View) -> Read:
@@ -101,7 +102,7 @@ class Activations:
         rows = np.unique(rows)
         if (known := self._opened.pop((view, rows.tobytes()), None)) is not None:
             self._opened[view, rows.tobytes()] = known  # the latest is last
-            return known
+            return self._timed(known)
         try:
             read = self._open(rows, view)
         except _TooLarge:
@@ -111,6 +112,15 @@ class Activations:
             del self._opened[next(iter(self._opened))]  # files of a view that is read no more
         self._opened[view, rows.tobytes()] = read
         return read
+
+    def bandwidth(self) -> float:
+        """Return how many bytes a second were read from the disk since this was last asked.
+
+        0.0 where nothing was. The first pass over what was just opened is left out: it proves
+        every row.
+        """
+        (size, seconds), self._read = self._read, (0, 0.0)
+        return size / seconds if seconds else 0.0
 
     def close(self) -> None:
         """Let go of files and memory."""
@@ -179,6 +189,18 @@ class Activations:
             return torch.from_numpy(values)
 
         return read
+
+    def _timed(self, read: Read) -> Read:
+        """Return `read`, which notes how fast it was."""
+
+        def timed(rows: Rows) -> Tensor:
+            began = time.perf_counter()
+            values = read(rows)
+            size, seconds = self._read
+            self._read = size + values.nbytes, seconds + time.perf_counter() - began
+            return values
+
+        return timed
 
     def _again(self, rows: Rows, view: View) -> Tensor:
         return torch.from_numpy(self._as_kept(self._compute(rows, view)))

@@ -29,6 +29,8 @@ MOST_TIMED = 5  # cuts between the first stage and the last
 ROUNDS = 3  # the best counts; one before them warms up
 PATIENCE = 4.0  # seconds after which no further round begins
 CLASSES = 10  # of the head whose steps are timed
+TRIAL_BATCH = 32  # images of a step of a trial, which says by how much the others are too fast
+TRIAL_ROUNDS = 2  # of it, after one that warms up
 HALF = 2  # bytes of a number in fp16
 VIEWED = 48  # images of which views are made
 VIEWED_AT_ONCE = 16
@@ -68,7 +70,8 @@ def measure_costs(
 
     `crossing` are the bytes of each cut, `view` the seconds of an augmented view. Networks are
     timed in eval mode with fp32 parameters, as trials run them; what was frozen stays so. The
-    numbers are made to grow with the prefix and to fall with the tail, as they must.
+    numbers are made to grow with the prefix and to fall with the tail, as they must. Cuts are
+    timed on few images and without an optimiser; one whole step of a trial says what that adds.
     """
     backbone.module.to(device).to(memory_format=memory_format(precision))
     last = len(backbone.stages)
@@ -78,12 +81,14 @@ def measure_costs(
             with prepared(backbone.module):
                 runs = _Runs(backbone, image_size, device, precision, batch)
                 timed = runs.timed({k: bool(crossing[k]) for k in _timed_cuts(last)})
+                slower = runs.slower_in_a_trial(timed[0][1])
             break
         except Exception as error:
             if batch == 1 or not is_out_of_memory(error):
                 raise
         batch //= 2
     prefix, tail, score = _between(backbone, timed)
+    tail = [slower * each for each in tail]
     return Costs(
         # A busy moment makes a timing too long, never too short: the lower neighbour is right.
         prefix=tuple(np.minimum.accumulate(prefix[::-1])[::-1].tolist()),
@@ -125,7 +130,7 @@ class _Runs:
     def timed(self, divided: Mapping[int, bool]) -> dict[int, Spent]:
         """Return the costs of every cut; of those that are not divided they are estimated."""
         last, module = len(self._backbone.stages), self._backbone.module
-        works: dict[tuple[int, str], Callable[[], None]] = {
+        works: dict[tuple[int, str], Callable[[], object]] = {
             (0, "score"): lambda: self._run(module, self._images),
             (0, "tail"): self._whole_step(0),
             (last, "tail"): self._head_step(),
@@ -143,7 +148,38 @@ class _Runs:
                 found[k] = _estimated(forward, step, best[k, "frozen"])
         return found | {last: (forward, best[last, "tail"], 0.0)}
 
-    def _both_sides(self, k: int) -> dict[tuple[int, str], Callable[[], None]]:
+    def slower_in_a_trial(self, step: float) -> float:
+        """Return how many times `step`, of the whole network, a step of a trial takes; at least 1.
+
+        It has more images, clips the gradient and moves parameters: here copies of them.
+        """
+        try:
+            work = self._step_of_a_trial()
+            seconds = [self._seconds(work, TRIAL_BATCH) for _ in range(1 + TRIAL_ROUNDS)]
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            return 1.0  # it will be taken in parts
+        return max(1.0, min(seconds[1:]) / step)
+
+    def _step_of_a_trial(self) -> Callable[[], None]:
+        images = noise_batch(TRIAL_BATCH, self._size, self._device)
+        images = place(images, self._precision, self._device)
+        module = self._backbone.module
+        trained = list(module.parameters())
+        copies = [each.detach().clone().requires_grad_() for each in trained]
+        optimizer = torch.optim.AdamW(copies)
+
+        def step() -> None:
+            gradients = self._learn(lambda: module(images), trained)
+            for each, gradient in zip(copies, gradients, strict=True):
+                each.grad = gradient
+            nn.utils.clip_grad_norm_(copies, 1.0)
+            optimizer.step()
+
+        return step
+
+    def _both_sides(self, k: int) -> dict[tuple[int, str], Callable[[], object]]:
         prefix, tail = cut(self._backbone, k, self._size)
         with torch.no_grad(), autocast(self._precision, self._device):
             given = prefix(self._images)
@@ -167,7 +203,7 @@ class _Runs:
 
         return step
 
-    def _head_step(self) -> Callable[[], None]:
+    def _head_step(self) -> Callable[[], object]:
         """Return a step of a linear head on features."""
         head = nn.Linear(self._backbone.num_features, CLASSES).to(self._device)
         features = torch.zeros(len(self._images), self._backbone.num_features).to(self._device)
@@ -181,30 +217,36 @@ class _Runs:
         with torch.no_grad(), autocast(self._precision, self._device):
             side(*given)
 
-    def _learn(self, forward: Callable[[], Tensor], trained: list[nn.Parameter]) -> None:
+    def _learn(
+        self, forward: Callable[[], Tensor], trained: list[nn.Parameter]
+    ) -> tuple[Tensor | None, ...]:
         with autocast(self._precision, self._device):
             output = forward()
         loss = output.float().square().mean()
         # Not `backward`: gradients that somebody else holds are not touched.
-        torch.autograd.grad(loss, trained, allow_unused=True)
+        return torch.autograd.grad(loss, trained, allow_unused=True)
 
     def _race(
-        self, works: Mapping[tuple[int, str], Callable[[], None]]
+        self, works: Mapping[tuple[int, str], Callable[[], object]]
     ) -> dict[tuple[int, str], float]:
         """Return the seconds per image of the best of a few rounds; the first warms up."""
         best = dict.fromkeys(works, math.inf)
         began = time.perf_counter()
         for number in range(1 + ROUNDS):
             for name, work in works.items():
-                self._wait()
-                start = time.perf_counter()
-                work()
-                self._wait()
-                spent = (time.perf_counter() - start) / len(self._images)
+                spent = self._seconds(work, len(self._images))
                 best[name] = min(best[name], spent) if number else math.inf
             if number and time.perf_counter() - began > PATIENCE:
                 break
         return best
+
+    def _seconds(self, work: Callable[[], object], images: int) -> float:
+        """Return what `work` takes for each of its images."""
+        self._wait()
+        start = time.perf_counter()
+        work()
+        self._wait()
+        return (time.perf_counter() - start) / images
 
     def _wait(self) -> None:
         if self._device.type == "cuda":

@@ -116,8 +116,11 @@ class Costs:
     view: float = 0.0
 
 
-Mode = Literal["rerun", "ram", "disk", "device"]
-"""Where what a frozen prefix gives is read from; "rerun": it is computed again in every step."""
+Mode = Literal["rerun", "live", "ram", "disk", "device"]
+"""Where what a frozen prefix gives is read from; "rerun": it is computed again in every step.
+
+"live": it is computed in every step, once for several trials that take their steps together.
+"""
 
 
 @dataclass(frozen=True)
@@ -181,8 +184,9 @@ class TrialJob:
 
     `deadline` is the wall-clock time (seconds since 1970) at which the trial ends, wherever it is.
     `costs` are those of its backbone, by which it chooses how its frozen prefix is shared unless
-    `sharing` says so. `head_start` are answers of the recipe, from the best head so far, for the
-    head that it begins with.
+    `sharing` says so; `together` trials with the same frozen prefix take their steps together.
+    `head_start` are answers of the recipe, from the best head so far, for the head that it begins
+    with.
     """
 
     number: int
@@ -192,6 +196,7 @@ class TrialJob:
     precision: Precision = Precision()
     costs: Costs | None = None
     sharing: Sharing | None = None
+    together: int = 1
     head_start: Mapping[str, Value] = field(default_factory=dict)
 
 

@@ -54,6 +54,7 @@ class Work:
     """What a trial has to do: its images and epochs, and what is done to the images.
 
     `kept` views are stored already. Images are trained on with the share `area` of their pixels.
+    `together` trials could take their steps together.
     """
 
     train: int
@@ -63,6 +64,7 @@ class Work:
     mixed: bool
     kept: int = 0
     area: float = 1.0
+    together: int = 1
 
 
 def views_for(costs: Costs, cut: int, work: Work) -> int:
@@ -82,14 +84,18 @@ def views_for(costs: Costs, cut: int, work: Work) -> int:
 def predict(costs: Costs, cut: int, work: Work, room: Room) -> Mapping[Mode, float]:
     """Return the seconds of a whole trial that freezes `cut` stages, by how it shares them.
 
-    A way that is not possible is absent;
-    to compute again always is.
+    A way that is not possible is absent; to compute again always is there. Of trials that take
+    their steps together it is what each adds.
     """
     again = costs.prefix[cut] + costs.tail[cut]
     scored = costs.prefix[cut] + costs.score[cut]
     epoch = work.train * max(costs.view, work.area * again) + work.validation * scored
     found: dict[Mode, float] = {"rerun": work.epochs * epoch}
-    if work.mixed or work.area != 1 or not cut or not costs.bytes[cut]:
+    if work.area != 1 or not cut or not costs.bytes[cut]:
+        return found
+    if work.together > 1:
+        found["live"] = work.epochs * _live_epoch(costs, cut, work)
+    if work.mixed:
         return found
     needed = bytes_kept(costs, cut, work)
     stored = max(0, needed - _there(costs, cut, work))
@@ -109,14 +115,18 @@ def predict(costs: Costs, cut: int, work: Work, room: Room) -> Mapping[Mode, flo
 
 def choose(costs: Costs, cut: int, work: Work, room: Room) -> Sharing:
     """Return the way that takes the least time; to compute again, unless another saves clearly."""
-    found = predict(costs, cut, work, room)
+    found = {
+        mode: seconds
+        for mode, seconds in predict(costs, cut, work, room).items()
+        if mode in ("rerun", "live") or _worth_keeping(costs, cut, work, room, mode)
+    }
     mode = min(found, key=lambda each: (found[each], each != "rerun"))
     if mode == "ram" and found.get("disk", math.inf) <= (1 + MUST_SAVE) * found["ram"]:
         mode = "disk"  # where it serves later trials, too
     saves = 1 - found[mode] / found["rerun"] if found["rerun"] > 0 else 0.0
-    if mode == "rerun" or saves < MUST_SAVE or not _worth_keeping(costs, cut, work, room, mode):
+    if mode == "rerun" or saves < MUST_SAVE:
         return Sharing()
-    return Sharing(mode, cut, views_for(costs, cut, work))
+    return Sharing(mode, cut, 0 if mode == "live" else views_for(costs, cut, work))
 
 
 def seconds(costs: Costs, cut: int, work: Work, room: Room) -> float:
@@ -156,6 +166,19 @@ def _epochs(costs: Costs, cut: int, work: Work, bandwidth: float) -> float:
     trained = work.train * max(costs.tail[cut], read)
     scored = work.validation * max(costs.score[cut], read)
     return work.epochs * (trained + scored)
+
+
+def reads_too_slowly(costs: Costs, cut: int, bandwidth: float) -> bool:
+    """Tell whether at `bandwidth` a step on what is kept takes longer than computing it again."""
+    again = max(costs.view, costs.prefix[cut] + costs.tail[cut])
+    return costs.bytes[cut] / bandwidth > again
+
+
+def _live_epoch(costs: Costs, cut: int, work: Work) -> float:
+    """Return the seconds that each of several trials takes for an epoch, all in step."""
+    run = costs.prefix[cut] / work.together
+    trained = max(costs.view / work.together, run + costs.tail[cut])
+    return work.train * trained + work.validation * (run + costs.score[cut])
 
 
 def _worth_keeping(costs: Costs, cut: int, work: Work, room: Room, mode: Mode) -> bool:

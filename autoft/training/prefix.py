@@ -6,90 +6,29 @@ every step: on views that nobody saw before, so that its numbers are others.
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import replace
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, fx, nn
+from torch import Tensor
 
 from autoft.data.views import view_batches
-from autoft.errors import PluginError
-from autoft.looking import evaluating, noise
-from autoft.network.assemble import Network
-from autoft.network.cut import CannotCut, cut
+from autoft.network.folding import WORTH
 from autoft.training import checkpoint, plan
 from autoft.training.activations import Activations, Read, View, is_kept
+from autoft.training.divided import CannotShare, Divided, uncut
 from autoft.training.evaluate import EVALUATION_BATCH
 from autoft.training.features import cache_key
 from autoft.training.job import Rows, Sharing
-from autoft.training.memory import MicroBatches
-from autoft.training.precision import autocast, place
+from autoft.training.recipe import is_of_images
 from autoft.training.rowstore import Number
 from autoft.training.underway import Trial
 
-AGREE, AGREE_BF16 = 1e-3, 5e-2  # of the largest feature: so far may tail and whole differ
-
-
-class CannotShare(Exception):
-    """Says why what the prefix of a trial gives cannot be kept."""
-
-
-@dataclass(frozen=True)
-class Crossing:
-    """A tensor that crosses the cut: its shape for one image, and its number format.
-
-    With `last` channels are stored last, as they lie in memory.
-    """
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    last: bool
-
-    @property
-    def width(self) -> int:
-        """Return how many numbers it has for an image."""
-        return int(np.prod(self.shape))
-
-    def flat(self, tensor: Tensor) -> Tensor:
-        """Return fp32 (N, width) of (N, *shape)."""
-        ordered = tensor.permute(0, 2, 3, 1) if self.last else tensor
-        return ordered.reshape(len(tensor), -1).float()
-
-    def whole(self, flat: Tensor) -> Tensor:
-        """Return (N, *shape) of (N, width), in its own number format."""
-        flat = flat.to(self.dtype)
-        if not self.last:
-            return flat.reshape(len(flat), *self.shape)
-        channels, height, width = self.shape
-        return flat.reshape(len(flat), height, width, channels).permute(0, 3, 1, 2)
-
-
-class Behind(nn.Module):
-    """A network from the cut on: maps what crosses, (N, W) as it is kept, to logits (N, C)."""
-
-    def __init__(self, network: Network, tail: nn.Module, crossing: Sequence[Crossing]) -> None:
-        super().__init__()
-        self.network = network
-        self._tail = (tail,)  # in a tuple: its modules are those of the network
-        self._crossing = tuple(crossing)
-
-    def features(self, rows: Tensor) -> Tensor:
-        """Map what crosses the cut, (N, W), to what the head takes, (N, num_features)."""
-        parts = torch.split(rows, [each.width for each in self._crossing], dim=1)
-        given = [each.whole(part) for each, part in zip(self._crossing, parts, strict=True)]
-        return self.network.pool.after(lambda: self._tail[0](*given))
-
-    def forward(self, rows: Tensor) -> Tensor:
-        """Map what crosses the cut, (N, W), to logits (N, C)."""
-        logits: Tensor = self.network.head(self.features(rows))
-        return logits
-
 
 class Shared:
-    """What the prefix of a trial gives; `model` is the network behind it."""
+    """What the prefix of a trial gives, kept; `divided` is its network, cut there."""
 
     def __init__(self, trial: Trial, sharing: Sharing) -> None:
         """Cut the network of `trial`, whose weights are as they were built.
@@ -99,13 +38,7 @@ class Shared:
         """
         self._sharing = sharing
         self._trial = trial
-        prefix, tail = _divided(trial, sharing.cut)
-        # Apart from the network, which trains meanwhile; always in eval mode.
-        self._prefix = copy.deepcopy(prefix).eval().requires_grad_(False)
-        images = noise(trial.network.backbone, 2, trial.setup.image_size)
-        self._crossing = _crossing(trial, self.through(images))
-        self.model = Behind(trial.network, tail, self._crossing)
-        self._check(images)
+        self.divided = Divided(trial, sharing.cut)
         self._kept = Activations(
             self._computed,
             self._key,
@@ -123,7 +56,19 @@ class Shared:
     def close(self) -> None:
         """Let go of what is kept in memory, of files, and of the network."""
         self._kept.close()
-        del self._prefix, self.model, self._trial
+        del self.divided, self._trial
+
+    @property
+    def too_slow(self) -> bool:
+        """Tell whether reading what is kept took longer of late than computing it again would.
+
+        What is kept may be mixed, and images in its place would be another trial.
+        """
+        costs, bandwidth = self._trial.job.costs, self._kept.bandwidth()
+        if costs is None or not bandwidth or self._trial.recipe.mix != "none":
+            return False
+        fp32 = 2 if self._kept.exact else 1
+        return plan.reads_too_slowly(costs, self._sharing.cut, bandwidth / fp32)
 
     @property
     def note(self) -> str:
@@ -152,44 +97,14 @@ class Shared:
 
     def _computed(self, rows: Rows, view: View) -> NDArray[np.float32]:
         """Run the prefix over `rows` (N,) in `view`; return (N, W)."""
-        trial, micro = self._trial, MicroBatches()
+        trial = self._trial
         batches = view_batches(
             trial.setup.store, rows, trial.pre, view.augment, view.number, EVALUATION_BATCH
         )
-        found = [micro.outputs(self._flat, images).cpu().numpy() for images in batches]
+        with self.divided.folded() if len(rows) >= WORTH else nullcontext():
+            found = [self.divided.rows(images).cpu().numpy() for images in batches]
         joined: NDArray[np.float32] = np.concatenate(found)
         return joined
-
-    def _flat(self, images: Tensor) -> Tensor:
-        given = zip(self._crossing, self.through(images), strict=True)
-        return torch.cat([each.flat(tensor) for each, tensor in given], dim=1)
-
-    @torch.no_grad()
-    def through(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Return what crosses for images (N, 3, S, S)."""
-        precision, device = self._trial.job.precision, self._trial.device
-        with autocast(precision, device):
-            given: tuple[Tensor, ...] = self._prefix(place(images, precision, device))
-        return given
-
-    @torch.no_grad()
-    def _check(self, images: Tensor) -> None:
-        """Refuse a tail whose features are not the whole network's: a pooling may look further.
-
-        Raises:
-            CannotShare: says by how much they differ.
-        """
-        network, precision = self._trial.network, self._trial.job.precision
-        with evaluating(network), autocast(precision, self._trial.device):
-            try:
-                whole = network.features(place(images, precision, self._trial.device)).float()
-                found = self.model.features(self._flat(images)).float()
-            except PluginError as error:
-                raise CannotShare(str(error)) from error
-        apart = float((whole - found).abs().max())
-        share = AGREE_BF16 if precision.bf16 else AGREE
-        if not apart <= share * max(float(whole.abs().max()), 1e-6):
-            raise CannotShare(f"behind the cut its features differ by {apart:.3g}")
 
     def _key(self, view: View, dtype: Number) -> str:
         return key_of(self._trial, self._sharing.cut, view, dtype)
@@ -217,8 +132,8 @@ def share(trial: Trial) -> tuple[Sharing, Shared | None, str]:
     # A trial that goes on keeps its views, on which its numbers depend.
     wanted = trial.job.sharing or checkpoint.noted_sharing(trial.folder)
     depth = trial.strategy.frozen_prefix()
-    if wanted is not None and wanted.mode == "rerun":
-        return wanted, None, ""
+    if wanted is not None and wanted.mode in ("rerun", "live"):  # by itself: in every step
+        return replace(wanted, mode="rerun"), None, ""
     if depth == 0 and wanted is None:
         return Sharing(), None, ""  # nothing is frozen all the time
     rerun = Sharing(cut=depth, views=wanted.views if wanted else 0)
@@ -243,7 +158,7 @@ def _planned(trial: Trial, depth: int) -> Sharing:
         validation=len(setup.validation),
         epochs=job.epochs,
         augmented=trial.recipe.augment != "none",
-        mixed=trial.recipe.mix != "none",
+        mixed=is_of_images(trial.recipe.mix),
     )
     chosen = plan.choose(costs, depth, work, plan.room_of(setup.device))
     if chosen.mode == "rerun" and costs.bytes[depth]:  # what earlier trials kept may turn it
@@ -260,30 +175,8 @@ def _views_kept(trial: Trial, depth: int, views: int) -> int:
 
 def _unfit(trial: Trial, depth: int) -> str:
     """Return why nothing can be kept, by what the trial is; "" if it can."""
-    if trial.recipe.mix != "none":
+    if is_of_images(trial.recipe.mix):
         return f"mix={trial.recipe.mix} is of images"
     if trial.recipe.train_scale != 1:
         return "images are trained on in two sizes"
-    if trial.network.pool.kind == "stages":
-        return "the head takes the features of all stages"
-    if trial.network.pool.kind != "native" and trial.network.pool.map_stage < depth:
-        return "the map that is pooled lies in the frozen stages"
-    if trial.job.precision.compiled:
-        return "a compiled network is not cut"
-    return ""
-
-
-def _divided(trial: Trial, depth: int) -> tuple[fx.GraphModule, fx.GraphModule]:
-    try:
-        return cut(trial.backbone, depth, trial.setup.image_size)
-    except CannotCut as error:
-        raise CannotShare(str(error)) from error
-
-
-def _crossing(trial: Trial, given: Sequence[Tensor]) -> tuple[Crossing, ...]:
-    if not all(each.is_floating_point() for each in given):
-        raise CannotShare("what crosses the cut are not all numbers")
-    last = trial.job.precision.channels_last
-    return tuple(
-        Crossing(tuple(each.shape[1:]), each.dtype, last and each.ndim == 4) for each in given
-    )
+    return uncut(trial, depth)

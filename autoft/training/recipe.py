@@ -75,7 +75,7 @@ def tuning(  # noqa: PLR0913 (the signature is the search space)
     balance: Balance = "none",
     pool: Pool = "native",
     augment: Annotated[str, Choice(*AUGMENTS)] = "crop_flip",
-    mix: Annotated[str, Choice("none", "mixup", "cutmix")] = "none",
+    mix: Annotated[str, Choice("none", "mixup", "manifold", "cutmix")] = "none",
     batch_size: Annotated[int, Choice(16, 32, 64)] = 32,
     optimizer: Annotated[str, Choice("adamw", "sgd")] = "adamw",
     schedule: Annotated[str, Choice("cosine", "wsd")] = "cosine",
@@ -118,6 +118,11 @@ def probing(
 ) -> Recipe:
     """Return the recipe of a trial that trains the head alone, on cached features."""
     return Recipe(head_lr, weight_decay, smoothing, balance, pool)
+
+
+def is_of_images(mix: str) -> bool:
+    """Tell whether `mix` is of images, and not of what frozen stages make of them."""
+    return mix not in ("none", "manifold")
 
 
 def size_in(image_size: int, scale: float, epoch: int, epochs: int) -> int:

@@ -3,11 +3,12 @@
 Read `train_trials` first. Strategies that never thaw a stage train their heads together, on
 features that they share (`together.py`); every other trial starts from a head that was fitted the
 same way (Kumar et al. 2022: a random head distorts good features), then trains what the strategy
-thaws (`tune.py`).
+thaws (`tune.py`), or in step with others that freeze the same stages (`lockstep.py`).
 """
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import replace
@@ -22,6 +23,7 @@ from autoft.space import check_choices, read_signature
 from autoft.training import checkpoint, recipe
 from autoft.training.features import fingerprint
 from autoft.training.job import Outcome, Reporter, Setup, TrialJob
+from autoft.training.lockstep import Member, tune_together
 from autoft.training.precision import memory_format
 from autoft.training.probe import NonFiniteLoss
 from autoft.training.together import failure, train_heads
@@ -65,9 +67,15 @@ def _alike(jobs: Sequence[TrialJob]) -> list[list[TrialJob]]:
         part, config = repr(job.config.strategy), job.config
         if part not in starts:  # a strategy is asked about many moments
             starts[part] = _start_of(job)
-        alike = config.backbone.name, starts[part], config.seed, job.precision, job.epochs
-        groups.setdefault(job.number if starts[part] is None else alike, []).append(job)
+        alike: Hashable = "in step" if _is_live(job) else job.number
+        if (begins := starts[part]) is not None:
+            alike = config.backbone.name, begins, config.seed, job.precision, job.epochs
+        groups.setdefault(alike, []).append(job)
     return list(groups.values())
+
+
+def _is_live(job: TrialJob) -> bool:
+    return job.sharing is not None and job.sharing.mode == "live"
 
 
 def _start_of(job: TrialJob) -> Hashable:
@@ -87,6 +95,9 @@ def _train(
     setup: Setup, jobs: Sequence[TrialJob], report: Reporter, keep: int
 ) -> Iterator[Outcome]:
     """Train heads together, or by itself each trial whose strategy thaws a stage after all."""
+    if len(jobs) > 1 and _is_live(jobs[0]):
+        yield from _train_in_step(setup, jobs, report)
+        return
     began = time.monotonic()
     built = begin(setup, jobs[0])
     count = len(built.backbone.stages)
@@ -98,6 +109,36 @@ def _train(
     for job in jobs[1:]:
         began = time.monotonic()
         yield _tune(setup, job, begin(setup, job), report, began)
+
+
+def _train_in_step(setup: Setup, jobs: Sequence[TrialJob], report: Reporter) -> Iterator[Outcome]:
+    """Train trials that take their steps together, then by itself each that cannot."""
+    began, trials = time.monotonic(), list[Member]()
+    for job in jobs:
+        try:
+            trials.append(Member.of(_started(setup, job, begin(setup, job), report, began)))
+        except BaseException as error:  # noqa: BLE001 - plugins may raise anything at all
+            yield failure(job, error)
+    ended = _in_step(trials, began)
+    yield from ended
+    done = {outcome.number for outcome in ended}
+    left = [each.trial.job for each in trials if each.trial.job.number not in done]
+    del trials
+    gc.collect()  # networks and their graphs hold each other
+    for job in left:
+        alone, began = replace(job, sharing=None, together=1), time.monotonic()
+        try:
+            yield _tune(setup, alone, begin(setup, alone), report, began)
+        except BaseException as error:  # noqa: BLE001 - as above
+            yield failure(job, error)
+
+
+def _in_step(trials: Sequence[Member], began: float) -> list[Outcome]:
+    """Return how those ended that could take their steps together; none if that failed."""
+    try:
+        return tune_together(trials, began)
+    except Exception:  # noqa: BLE001 - of plugins, or of memory: what it was one alone will tell
+        return []
 
 
 def begin(setup: Setup, job: TrialJob) -> Built:
@@ -116,14 +157,19 @@ def begin(setup: Setup, job: TrialJob) -> Built:
 
 def _tune(setup: Setup, job: TrialJob, built: Built, report: Reporter, began: float) -> Outcome:
     """Train one trial that trains its backbone, by itself."""
-    trial = prepare(setup, job, built, report, began)
-    checkpoint.start(trial.folder, job, pretrained=trial.pretrained)
+    trial = _started(setup, job, built, report, began)
     try:
         outcome = outcome_of(trial, tune(trial))
     except NonFiniteLoss as error:
         outcome = outcome_of(trial, "failed", str(error))
     checkpoint.finish(trial.folder, outcome)
     return outcome
+
+
+def _started(setup: Setup, job: TrialJob, built: Built, report: Reporter, began: float) -> Trial:
+    trial = prepare(setup, job, built, report, began)
+    checkpoint.start(trial.folder, job, pretrained=trial.pretrained)
+    return trial
 
 
 def prepare(setup: Setup, job: TrialJob, built: Built, report: Reporter, began: float) -> Trial:

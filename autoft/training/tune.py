@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Generator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
@@ -38,7 +38,8 @@ class Tuning:
     """What training a backbone holds beside the trial; `anchor` is where its weights began.
 
     `shared` gives what the frozen stages make of the images (None: they run in every step);
-    `sharing` is how, as it is written in the trial's folder.
+    `sharing` is how, as it is written in the trial's folder. `behind` is the network behind a cut
+    where others run what lies before it, too (None: it is by itself).
     """
 
     trial: Trial
@@ -46,9 +47,17 @@ class Tuning:
     loss: Loss
     anchor: dict[str, Tensor]
     sharing: Sharing
-    shared: Shared | None
+    shared: Shared | None = None
+    behind: nn.Module | None = None
     micro: MicroBatches = field(default_factory=MicroBatches)
     average: Average | None = None
+
+    @property
+    def model(self) -> nn.Module:
+        """Return what maps a batch, as it is given, to logits."""
+        if self.shared:
+            return self.shared.divided.model
+        return self.trial.network if self.behind is None else self.behind
 
 
 def tune(trial: Trial) -> Status:
@@ -58,15 +67,15 @@ def tune(trial: Trial) -> Status:
         NonFiniteLoss: the loss or the score became NaN or infinite.
         MachineError: the memory does not hold a single image's step.
     """
-    tuning = _begin(trial)
-    trial.apply_rates(trial.state.epoch / trial.job.epochs)
+    sharing, shared, why = share(trial)  # before an earlier state of the weights is restored
+    checkpoint.note_sharing(trial.folder, sharing, why)
+    tuning = begin(trial, sharing, shared=shared)
     try:
         while trial.state.epoch < trial.job.epochs:
             train_loss = _epoch(tuning)
             if train_loss is None or not _score(tuning, train_loss):
                 return "stopped"
-            state = tuning.average.state() if tuning.average else {}
-            checkpoint.save_last(trial.folder, trial.network, tuning.optimizer, trial.state, state)
+            save(tuning)
     except OutOfTime:
         return "stopped"
     finally:
@@ -74,24 +83,39 @@ def tune(trial: Trial) -> Status:
     return "done"
 
 
-def _begin(trial: Trial) -> Tuning:
-    """Return where the trial had come to, or the start: a fitted head on good features."""
+def begin(
+    trial: Trial,
+    sharing: Sharing,
+    *,
+    shared: Shared | None = None,
+    behind: nn.Module | None = None,
+) -> Tuning:
+    """Return where the trial had come to, or the start: a fitted head on good features.
+
+    Raises:
+        NonFiniteLoss: the head could not be fitted.
+    """
     how, network = trial.recipe, trial.network
-    sharing, shared, why = share(trial)  # before an earlier state of the weights is restored
-    checkpoint.note_sharing(trial.folder, sharing, why)
     optimizer = make_optimizer(network, how)
     anchor = _anchor(trial) if how.l2sp and trial.pretrained else {}
     trial.state, averaged = checkpoint.load_last(trial.folder, network, optimizer)
     network.set_rates([1.0] * network.num_stages)  # whatever a plugin left frozen
     if trial.state.epoch == 0 and trial.pretrained and how.head_first:
         fit_head(trial, _of_head(trial))
-    tuning = Tuning(trial, optimizer, trial.loss(how), anchor, sharing, shared)
+    tuning = Tuning(trial, optimizer, trial.loss(how), anchor, sharing, shared, behind)
     if how.ema:
         steps = trial.job.epochs * steps_per_epoch(len(trial.setup.train), how.batch_size)
         tuning.average = Average(network, steps)
         if averaged:
             tuning.average.load(averaged)
+    trial.apply_rates(trial.state.epoch / trial.job.epochs)
     return tuning
+
+
+def save(tuning: Tuning) -> None:
+    """Write all that is needed to go on with the next epoch."""
+    trial, state = tuning.trial, tuning.average.state() if tuning.average else {}
+    checkpoint.save_last(trial.folder, trial.network, tuning.optimizer, trial.state, state)
 
 
 def _of_head(trial: Trial) -> recipe.Recipe:
@@ -111,13 +135,19 @@ def _anchor(trial: Trial) -> dict[str, Tensor]:
 
 def _score(tuning: Tuning, train_loss: float) -> bool:
     """Score the network, or the average of its weights; tell whether to go on."""
-    trial, average = tuning.trial, tuning.average
+    trial = tuning.trial
     network, setup, job = trial.network, trial.setup, trial.job
-    with average.in_place_of(network) if average else nullcontext():
+    with as_scored(tuning):
         scored = _held_out(tuning) or evaluate(
             network, setup, setup.validation, trial.pre, job.precision
         )
         return after_epoch(trial, trial.state.epoch + 1, scored, train_loss)
+
+
+def as_scored(tuning: Tuning) -> AbstractContextManager[None]:
+    """Return a context in which the network has the weights that are scored and kept."""
+    average = tuning.average
+    return average.in_place_of(tuning.trial.network) if average else nullcontext()
 
 
 def _held_out(tuning: Tuning) -> Scored | None:
@@ -126,18 +156,18 @@ def _held_out(tuning: Tuning) -> Scored | None:
     if shared is None:
         return None
     try:
-        logits = logits_of(shared.model, shared.held_out(), trial.device, trial.job.precision)
+        logits = logits_of(tuning.model, shared.held_out(), trial.device, trial.job.precision)
     except NoPlace as error:
-        _give_up(tuning, error)
+        _give_up(tuning, str(error))
         return None
     return score_logits(trial.setup.metric, trial.setup.validation.labels, logits)
 
 
-def _give_up(tuning: Tuning, error: NoPlace) -> None:
-    """Go on without what was shared: the views stay, so that the numbers do."""
+def _give_up(tuning: Tuning, why: str) -> None:
+    """Go on without what was shared: the views stay, and so do the numbers if nothing is mixed."""
     _let_go(tuning)
-    tuning.trial.note = f"what its frozen stages give is not kept: {error}"
-    _note(tuning, replace(tuning.sharing, mode="rerun"), str(error))
+    tuning.trial.note = f"what its frozen stages give is not kept: {why}"
+    _note(tuning, replace(tuning.sharing, mode="rerun"), why)
 
 
 def _note(tuning: Tuning, sharing: Sharing, why: str) -> None:
@@ -157,29 +187,35 @@ def _let_go(tuning: Tuning) -> None:
 def _epoch(tuning: Tuning) -> float | None:
     """Train one epoch; return the mean loss, or None where the deadline fell."""
     trial = tuning.trial
-    epoch, seed, how = trial.state.epoch, trial.job.config.seed, trial.recipe
-    torch.manual_seed(seed * 1000 + epoch)  # dropout draws the same when a trial is resumed
+    torch.manual_seed(seed_of_epoch(trial))
     if trial.strategy.wants_gradients:
         _measure_gradients(tuning)
-    batches = _batches(tuning)
-    steps = steps_per_epoch(len(trial.setup.train), how.batch_size)
+    batches = batches_of(tuning)
+    steps = steps_per_epoch(len(trial.setup.train), trial.recipe.batch_size)
     total = torch.zeros((), device=trial.device)
     trial.network.train()
     for step, batch in enumerate(batches):
         if time.time() > trial.job.deadline:
             batches.close()
             return None
-        progress = (epoch + step / steps) / trial.job.epochs
-        total += _step(tuning, batch, progress)
+        total += take_step(tuning, batch, (trial.state.epoch + step / steps) / trial.job.epochs)
     trial.micro_batch = tuning.micro.size
     if tuning.shared:
         trial.note = tuning.shared.note or trial.note
         if tuning.shared.sharing != tuning.sharing:  # fp16 did not hold it
             _note(tuning, tuning.shared.sharing, "")
+        if tuning.shared.too_slow:  # than it was when the trial was planned
+            _give_up(tuning, "reading it takes longer than computing it again")
     return float(total) / steps
 
 
-def _batches(tuning: Tuning) -> Generator[Batch, None, None]:
+def seed_of_epoch(trial: Trial) -> int:
+    """Return what an epoch draws its random numbers by: dropout draws the same when resumed."""
+    return trial.job.config.seed * 1000 + trial.state.epoch
+
+
+def batches_of(tuning: Tuning) -> Generator[Batch, None, None]:
+    """Yield the batches of the epoch that comes next: of images, or of what is kept of them."""
     trial = tuning.trial
     part, how, setup = trial.setup.train, trial.recipe, trial.setup
     return training_batches(
@@ -209,7 +245,7 @@ def _kept(tuning: Tuning) -> Read | None:
     try:
         return tuning.shared.train_rows(tuning.trial.state.epoch)
     except NoPlace as error:
-        _give_up(tuning, error)
+        _give_up(tuning, str(error))
         return None
 
 
@@ -222,14 +258,18 @@ def steps_per_epoch(images: int, batch_size: int) -> int:
 def _measure_gradients(tuning: Tuning) -> None:
     """Tell the strategy how large gradients are, on the first batches of the epoch."""
     trial = tuning.trial
-    batches = _batches(tuning)
+    batches = batches_of(tuning)
     fills = (partial(_fill, tuning, batch) for batch in islice(batches, BATCHES))
     trial.gradient_norms = relative_norms(trial.network, fills)
     batches.close()
 
 
-def _step(tuning: Tuning, batch: Batch, progress: float) -> Tensor:
-    """Take one optimiser step at `progress` in [0, 1) of the trial; return the loss."""
+def take_step(tuning: Tuning, batch: Batch, progress: float) -> Tensor:
+    """Take one optimiser step at `progress` in [0, 1) of the trial; return the loss.
+
+    Raises:
+        NonFiniteLoss: names the progress and the learning rate.
+    """
     trial, network, how = tuning.trial, tuning.trial.network, tuning.trial.recipe
     trial.apply_rates(progress)
     set_learning_rates(tuning.optimizer, network, how, progress)
@@ -257,8 +297,7 @@ def _fill(tuning: Tuning, batch: Batch) -> Tensor:
 def _loss(tuning: Tuning, batch: Batch) -> Tensor:
     trial = tuning.trial
     with autocast(trial.job.precision, trial.device):
-        model = tuning.shared.model if tuning.shared else trial.network
-        logits = model(place(batch.images, trial.job.precision, trial.device))
+        logits = tuning.model(place(batch.images, trial.job.precision, trial.device))
     targets, weights = batch.targets.to(trial.device), batch.weights.to(trial.device)
     return tuning.loss(logits.float(), targets, weights)
 

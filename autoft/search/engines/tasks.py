@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from autoft.errors import AutoftError, MachineError, PluginError
@@ -26,11 +26,16 @@ class Link:
 
 @dataclass(frozen=True)
 class Described:
-    """What the installed plugins offer; `broken` says why some do not."""
+    """What the installed plugins offer; `broken` says why some do not.
+
+    `tiers` and `priors` have the size of backbones that state one, and their accuracy on
+    ImageNet-1k.
+    """
 
     space: Space
     tiers: Mapping[str, str]
     broken: tuple[str, ...]
+    priors: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -108,7 +113,8 @@ def describe(names: Names) -> Described:
         read_signature(recipe.probing),
         third_party_heads=third_party,
     )
-    return Described(space, _tiers(), tuple(broken))
+    tiers = {name: str(value) for name, value in _stated("tier").items()}
+    return Described(space, tiers, tuple(broken), _priors())
 
 
 def _each(
@@ -161,21 +167,27 @@ def _builtin(kind: str, name: str) -> bool:
     return plugins.find(kind, name).builtin
 
 
-def _tiers() -> dict[str, str]:
-    """Return the size tier of every backbone that states one, by name."""
+def _priors() -> dict[str, float]:
+    """Return what the weights of backbones score on ImageNet-1k, where these state it."""
+    stated = _stated("top1").items()
+    return {name: float(value) for name, value in stated if isinstance(value, int | float)}
+
+
+def _stated(option: str) -> dict[str, Any]:
+    """Return the default of `option` for every backbone whose signature has it, by name."""
     from autoft import plugins
     from autoft.space import read_signature
 
-    tiers: dict[str, str] = {}
+    found: dict[str, Any] = {}
     for plugin in plugins.installed("backbone"):
         try:
             parameters = read_signature(plugins.load("backbone", plugin.full_name))
         except AutoftError:
             continue  # it is listed with its reason by `autoft plugins list`
         fixed = {parameter.name: parameter.default for parameter in parameters}
-        if "tier" in fixed:
-            tiers[plugin.name] = str(fixed["tier"])
-    return tiers
+        if option in fixed:
+            found[plugin.name] = fixed[option]
+    return found
 
 
 def check(sources: Sequence[Source], image_size: int) -> None:
