@@ -40,6 +40,8 @@ lint: $(READY) ## Style, types and the floors of the house
 bench: $(READY) ## Measure start-up, a million rows and sharing; with DATA=FOLDER also scan, store, views
 	$(BIN)/python benchmarks/startup.py
 	PYTHONPATH=benchmarks $(BIN)/python benchmarks/speed/sharing.py --json $(RESULTS)/sharing.json --page $(SPEED)
+	PYTHONPATH=benchmarks $(BIN)/python benchmarks/speed/controller.py --sharing $(RESULTS)/sharing.json \
+	  --json $(RESULTS)/controller.json --page $(SPEED)
 	PYTHONPATH=benchmarks $(BIN)/python benchmarks/speed/heads.py --json $(RESULTS)/heads.json --page $(SPEED)
 	PYTHONPATH=benchmarks $(BIN)/python benchmarks/speed/heap.py --json $(RESULTS)/heap.json --page $(SPEED)
 	$(BIN)/python benchmarks/speed/million.py

@@ -344,9 +344,18 @@ def test_seconds_to_near_the_best_of_both_are_compared():
 
     own = row("autoft", "1101", curve=[[20.0, 0.6], [50.0, 0.895]])
     other = row("optuna", "1101", curve=[[20.0, 0.6], [500.0, 0.9]])
-    assert cells(tables([own, other]), "| flowers | 0 | 0.900")[3:] == ["50", "500", "10.0x"]
+    assert cells(tables([own, other]), "| flowers | 0 | 0.900")[3:] == [
+        "50",
+        "500 of 600",
+        "10.0x",
+    ]
     never = row("optuna", "1101", curve=[[20.0, 0.6]])
-    assert cells(tables([own, never]), "| flowers | 0 | 0.895")[3:] == ["50", "never", "> 12.0x"]
+    told = ["50", "never of 600", "> 12.0x"]
+    assert cells(tables([own, never]), "| flowers | 0 | 0.895")[3:] == told
+    longer = never | {"label": "longer", "time": 2400.0, "seconds": 2400.0}
+    text = tables([own, never, longer])
+    assert cells(text, "| flowers | 0 | 0.895")[3:] == ["50", "never of 2400", "> 48.0x"]
+    assert "In 40 minutes" not in text
 
 
 def test_lines_of_another_split_are_refused():
@@ -387,6 +396,7 @@ def test_same_trials_and_views_have_their_tables():
             "backbone": "b",
             "depth": 0.5,
             "views": count,
+            "mix": "none",
             "seed": 0,
             "validation": 0.9,
             "test": 0.8,
@@ -398,7 +408,7 @@ def test_same_trials_and_views_have_their_tables():
     ]
     text = tables([same, *viewed])
     assert cells(text, "| flowers | 0 | 0.900")[-1] == "+0.0 (+0.0 to +0.0)"
-    assert cells(text, "| flowers | b | 3 of 6 | 4")[4:] == ["0.900", "0.800", "5"]
+    assert cells(text, "| flowers | b | 3 of 6 | 4")[4:] == ["none", "0.900", "0.800", "5"]
     assert "| 3 of 6 | new |" in text
 
 

@@ -116,6 +116,7 @@ def _predicted(task: Task, result: TrialResult) -> NDArray[np.int64]:
 def views(given: Given, spec: Row, folder: Path) -> Row:
     """Train one tail on `spec["views"]` kept views of each image; 0: on new ones every epoch.
 
+    With `spec["mix"]` these are mixed: "mixup" images, "manifold" what is kept of them.
     The seconds hold the pass that fills what is kept.
     """
     with own_cache(folder / "cache"):
@@ -125,7 +126,7 @@ def views(given: Given, spec: Row, folder: Path) -> Row:
         cut = bind(strategy, ranked.num_stages).frozen_prefix()
         kept = spec["views"]
         sharing = Sharing("disk", cut, kept) if kept else Sharing("rerun", cut, 0)
-        how: dict[str, Value] = {"augment": _augment(spec["dataset"])}
+        how: dict[str, Value] = {"augment": _augment(spec["dataset"]), "mix": spec["mix"]}
         config = TrialConfig(Part(ranked.label), strategy, Part("linear"), how, seed=spec["seed"])
         deadline = time.time() + HOUR
         job = TrialJob(

@@ -40,7 +40,15 @@ if TYPE_CHECKING:
 
 DATASETS = ("hymenoptera", "sign-digits", "flowers")
 PARTS = ("search", "same", "views")
-VIEWS = (0, 1, 2, 4, 8)
+VIEWS = (
+    (0, "none"),
+    (1, "none"),
+    (2, "none"),
+    (4, "none"),
+    (8, "none"),
+    (0, "mixup"),
+    (4, "manifold"),
+)
 DEPTHS = (0.5, 0.75)
 VIEWED = ("flowers", "sign-digits")
 SAME = ("flowers", "sign-digits")
@@ -111,8 +119,8 @@ def _wanted(part: str, dataset: str, options: argparse.Namespace) -> Iterator[Ro
     elif part == "views" and dataset in VIEWED:
         for backbone in BACKBONES:
             for depth in DEPTHS:
-                for count in VIEWS:
-                    yield {"backbone": backbone, "depth": depth, "views": count}
+                for count, mix in VIEWS:
+                    yield {"backbone": backbone, "depth": depth, "views": count, "mix": mix}
 
 
 def _measure(options: argparse.Namespace, spec: Row) -> Row:

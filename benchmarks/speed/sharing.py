@@ -42,11 +42,12 @@ from autoft.network.build import build
 from autoft.network.sources import Source
 from autoft.network.stages import stage_of_parameters
 from autoft.network.strategy import bind
+from autoft.search.budget import LIVE_MOST
 from autoft.search.images import read_data, setup_of
 from autoft.search.settings import Settings
 from autoft.training import plan, probe
 from autoft.training.costs import crossing_bytes, measure_costs, view_seconds
-from autoft.training.job import Costs, Precision, Setup, Sharing, TrialJob
+from autoft.training.job import Costs, Mode, Precision, Setup, Sharing, TrialJob
 from autoft.training.precision import place
 from autoft.training.prefix import Shared
 from autoft.training.rowstore import Layout, find_rows, writing
@@ -354,11 +355,12 @@ class _Steps:
 
     def ways(self) -> dict[str, Callable[[], None]]:
         """Return what runs STEPS steps in each way."""
+        behind = self.shared.divided.model
         return {
-            "kept": lambda: self._train(self.shared.model, lambda at: self.read(self.rows[at])),
+            "kept": lambda: self._train(behind, lambda at: self.read(self.rows[at])),
             "rerun": lambda: self._train(self.trial.network, lambda at: self.images[at]),
             "prefix": self._prefix,
-            "tail": lambda: self._train(self.shared.model, lambda at: self.held[at]),
+            "tail": lambda: self._train(behind, lambda at: self.held[at]),
         }
 
     def _train(self, model: torch.nn.Module, given: Callable[[slice], torch.Tensor]) -> None:
@@ -372,7 +374,7 @@ class _Steps:
     def _prefix(self) -> None:
         for number in range(STEPS):
             at = slice(number * STEP_BATCH, (number + 1) * STEP_BATCH)
-            self.shared.through(self.images[at])
+            self.shared.divided.through(self.images[at])
 
 
 def prepared_trial(setup: Setup, job: TrialJob, depth: int) -> Trial:
@@ -484,26 +486,34 @@ def planner(setup: Setup, rounds: int) -> Iterator[Line]:
         frozen = bind(Part("freeze", {"depth": depth}), len(backbone.stages)).frozen_prefix()
         costs = _costs(backbone, small)
         work = plan.Work(len(small.train), len(small.validation), epochs, True, False)
-        chosen = plan.choose(costs, frozen, work, plan.room_of("cpu"))
+        room = plan.room_of("cpu")
+        chosen = plan.choose(costs, frozen, work, room)
+        if chosen.mode == "rerun":  # as a search asks then
+            work = replace(work, together=LIVE_MOST)
+            chosen = plan.choose(costs, frozen, work, room)
         views = plan.views_for(costs, frozen, work)
-        spent = {mode: Spent() for mode in ("rerun", "ram", "disk")}
+        config = TrialConfig(
+            Part(model),
+            Part("freeze", {"depth": depth}),
+            Part("linear"),
+            {"head_first": False, "batch_size": 32},
+            seed=0,
+        )
+        modes: tuple[Mode, ...] = ("rerun", "live", "ram", "disk")
+        spent = {mode: Spent() for mode in modes}
         for _ in range(min(rounds, 2) + 1):
             for mode, each in spent.items():
                 forget()
-                sharing = Sharing(mode, frozen, 0 if mode == "rerun" else views)  # type: ignore[arg-type]
-                config = TrialConfig(
-                    Part(model),
-                    Part("freeze", {"depth": depth}),
-                    Part("linear"),
-                    {"head_first": False, "batch_size": 32},
-                    seed=0,
-                )
+                sharing = Sharing(mode, frozen, views if mode in ("ram", "disk") else 0)
+                count = LIVE_MOST if mode == "live" else 1
+                jobs = [_job(number, config, epochs, sharing) for number in range(count)]
                 with spending(each):
-                    train_trials(small, [_job(0, config, epochs, sharing)], _go_on)
+                    train_trials(small, jobs, _go_on)
         seconds = {mode: median(each.clock) for mode, each in spent.items()}
+        seconds["live"] /= LIVE_MOST
         regrets.append(seconds[chosen.mode] / min(seconds.values()) - 1)
         against.append(seconds["rerun"] / seconds[chosen.mode])
-        predicted = dict(plan.predict(costs, frozen, work, plan.room_of("cpu")))
+        predicted = dict(plan.predict(costs, frozen, replace(work, together=LIVE_MOST), room))
         told.append(
             {
                 "model": model,
