@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from scipy.stats import spearmanr
 
 from autoft.data.cache.files import cache_root
 from autoft.data.views import training_batches, view_batches
@@ -168,35 +167,6 @@ def test_kept_activations_of_real_weights_give_the_same_trial(
     assert furthest(exact[1], again[1]) <= 1e-4
     assert half[0].loss == pytest.approx(again[0].loss, rel=0.03, abs=2e-3)
     assert half[0].score == pytest.approx(again[0].score, abs=0.05)
-
-
-@pytest.mark.slow
-@pytest.mark.shared
-def test_fifty_trials_are_ranked_in_fp16_as_in_fp32(
-    shared_root, setup_in, own_cache, tmp_path
-) -> None:
-    label, draw = REAL[0], np.random.default_rng(0)
-    weights = in_folder(shared_root / "weights")[0]
-    setup = setup_in(shared_root / "data" / "sign-digits", weights, tmp_path)
-    setup = replace(setup, train=setup.train.take(np.arange(0, len(setup.train), 2)))
-    depth = bound_depth(setup, label)
-    ended = {}
-    for number in range(50):
-        lr, head_lr = np.exp(draw.uniform(np.log([2e-5, 1e-4]), np.log([1e-3, 3e-3])))
-        given = {"lr": float(lr), "head_lr": float(head_lr), "augment": "none"}
-        given["weight_decay"] = float(np.exp(draw.uniform(np.log(1e-4), np.log(0.3))))
-        for exact in (True, False):
-            how = Sharing("disk", depth, 1, exact=exact)
-            work = job(label, how, number=number, epochs=2, **given)
-            folder = tmp_path / ("exact" if exact else "half")
-            outcome, _, place = trained(setup, folder, work)
-            assert sharing_of(place)["mode"] == "disk"
-            ended.setdefault(exact, []).append((outcome.score, -outcome.loss))
-            shutil.rmtree(place)
-    single, half = (np.array([score for score, _ in ended[exact]]) for exact in (True, False))
-    assert single.max() - single.min() > 0.2  # there is something to rank
-    assert spearmanr(single, half).statistic >= 0.99
-    assert ended[True].index(max(ended[True])) == ended[False].index(max(ended[False]))
 
 
 def bound_depth(setup, label) -> int:
