@@ -151,3 +151,8 @@ class Estimate:
     low: float
     high: float
     n: int
+
+
+def is_of_images(mix: str) -> bool:
+    """Tell whether a recipe's `mix` is of images, and not of what frozen stages make of them."""
+    return mix not in ("none", "manifold")

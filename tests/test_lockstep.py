@@ -210,6 +210,8 @@ def test_what_they_share_may_fail_and_each_goes_on_by_itself(
     assert [outcome.status for outcome in found] == ["done"] * 3
     for job, outcome in zip(jobs, found, strict=True):
         assert outcome.scores == train_trial(alone, by_itself(job), lambda _: True).scores
+        told = (place(both, job.number) / "metrics.jsonl").read_text()
+        assert "the memory does not hold it" in told
 
 
 def test_the_time_is_shared_out(setup, fixed, tmp_path) -> None:

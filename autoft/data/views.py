@@ -18,7 +18,7 @@ from autoft.data.augment import AUGMENTS, MIXES, mixed, random_views
 from autoft.data.pixels.decode import Pixels, centre_crop
 from autoft.data.pixels.store import Store
 from autoft.errors import UsageError, did_you_mean
-from autoft.values import Preprocess
+from autoft.values import Preprocess, is_of_images
 
 AHEAD: Final = 2  # batches prepared while the consumer works
 
@@ -129,8 +129,8 @@ def training_batches(  # noqa: PLR0913 (each is a choice that a trial makes by n
 
     With `views` the images are those of `view_batches`, view `epoch` modulo `views`. `kept`
     returns what is kept of the images of some rows, which is then given in their place; the mix
-    `manifold` is of that then. Images
-    have `size` pixels a side (0: as `pre` says), and show what they would at the size of `pre`.
+    `manifold` is of that then. Images have `size` pixels a side (0: as `pre` says), and show what
+    they would at the size of `pre`.
 
     Raises:
         UsageError: `augment` or `mix` is unknown, or `pre.image_size` larger than the stored
@@ -138,7 +138,7 @@ def training_batches(  # noqa: PLR0913 (each is a choice that a trial makes by n
     """
     _check("augmentation", augment, AUGMENTS)
     _check("mix", mix, MIXES)
-    if kept is not None and mix not in ("none", "manifold"):
+    if kept is not None and is_of_images(mix):
         raise ValueError(f"mix={mix!r} is of images, and there are none")
     order = np.random.default_rng((seed, epoch)).permutation(len(rows))
     small = replace(pre, image_size=size or pre.image_size)

@@ -34,10 +34,9 @@ def folded(module: nn.Module, image_size: int) -> Iterator[None]:
     where that differs by more than rounding, nothing is folded.
     """
     images = noise(module, 2, image_size)
-    undo: list[Callable[[], None]] = []
     with evaluating(module), torch.no_grad():
-        expected = module(images)
-        undo = [_fold(*pair) for pair in _pairs(module, images)]
+        expected, pairs = _looked_at(module, images)
+        undo = [_fold(*pair) for pair in pairs]
         if undo and not _close(module(images), expected):
             _undone(undo)
     try:
@@ -60,8 +59,11 @@ def _close(found: Any, expected: Any) -> bool:
     return float((found - expected).abs().max()) <= allowed
 
 
-def _pairs(module: nn.Module, images: Tensor) -> list[Pair]:
-    """Return each batch norm that takes what a convolution gives, of those that run once."""
+def _looked_at(module: nn.Module, images: Tensor) -> tuple[Any, list[Pair]]:
+    """Return what `module` gives, and each batch norm that takes what a convolution gives.
+
+    Only those that run once count.
+    """
     given: dict[int, tuple[nn.Conv2d, Tensor]] = {}  # outputs, held: their ids stay their own
     found: list[Pair] = []
     counts: dict[nn.Module, int] = {}
@@ -84,12 +86,12 @@ def _pairs(module: nn.Module, images: Tensor) -> list[Pair]:
         elif type(each) in NORMS and each.running_var is not None:
             handles.append(each.register_forward_pre_hook(before_norm))
     try:
-        module(images)
+        output = module(images)
     finally:
         for handle in handles:
             handle.remove()
     once = [pair for pair in found if counts[pair[0]] == 1 and counts[pair[1]] == 1]
-    return once if len({id(conv) for conv, _ in once}) == len(once) else []
+    return output, once if len({id(conv) for conv, _ in once}) == len(once) else []
 
 
 def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Callable[[], None]:
@@ -103,7 +105,6 @@ def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Callable[[], None]:
         scale = scale * norm.weight.double()
     shift = shift * scale + (norm.bias if norm.affine else 0.0)
     scaled = (weight.double() * scale[:, None, None, None]).to(weight.dtype)
-    scaled = scaled.contiguous(memory_format=torch.channels_last) if _is_last(weight) else scaled
     conv.weight = nn.Parameter(scaled, requires_grad=False)
     conv.bias = nn.Parameter(shift.to(weight.dtype), requires_grad=False)
     vars(norm)["forward"] = _after(norm)  # hooks are on the module still
@@ -113,10 +114,6 @@ def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Callable[[], None]:
         del vars(norm)["forward"]  # that of the class is back
 
     return undo
-
-
-def _is_last(weight: Tensor) -> bool:
-    return weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
 
 
 def _after(norm: nn.BatchNorm2d) -> Callable[[Tensor], Tensor]:

@@ -12,8 +12,8 @@ from autoft.network.strategy import bind
 from autoft.training import plan
 from autoft.training.job import Mode, Outcome, Precision, Ranked, Sharing, TrialJob
 from autoft.training.plan import Room, Work
-from autoft.training.recipe import SMALLER, area, is_of_images
-from autoft.values import TrialConfig, Value
+from autoft.training.recipe import SMALLER, area
+from autoft.values import TrialConfig, Value, is_of_images
 
 HEAD_ROUNDS = 4  # how often a head-only trial is scored while it trains
 FIRST_SECONDS = 120.0  # that the first trial may take, however little time is left
@@ -141,7 +141,7 @@ class Budget:
                 self._head_seconds = 0.5 * self._head_seconds + 0.5 * outcome.seconds
             return
         epochs = max(1, len(outcome.scores))
-        pace = outcome.seconds / self._measured(job.config, epochs, job.together)
+        pace = outcome.seconds / self._measured(job.config, epochs)
         if not outcome.scores:  # cut off: the first epoch takes longer than this, if it says more
             pace = max(pace, self._pace)
         self._taught = self._taught or bool(outcome.scores) or pace > self._pace

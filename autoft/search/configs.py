@@ -102,6 +102,11 @@ class Space:
             return replace(parameter, default="train")
         return parameter
 
+    def trains_backbone(self, config: TrialConfig) -> bool:
+        """Tell whether a trial trains its backbone, which a strategy that is gone did."""
+        known = self.strategies.get(config.strategy.name)
+        return known is None or known.trains_backbone
+
     def configure(self, ask: Ask, seed: int) -> TrialConfig:
         """Ask for everything that one configuration needs and that is not fixed."""
 

@@ -65,12 +65,8 @@ class Director:
         for result in self.results:
             self.study.tell(result)
             self._proposer.note(result.config)
-            if policy.trains_backbone(result.config, self.space):
-                self._race.note(
-                    policy.phase_of(result.config.strategy.name, self.space),
-                    result.epochs,
-                    result.scores,
-                )
+            if self.space.trains_backbone(result.config):
+                self._race.note(self._phase(result.config), result.epochs, result.scores)
                 self.budget.plan(result.config, result.epochs)
         finished = {result.number for result in self.results}
         self._with_weights = set(finished)
@@ -106,23 +102,15 @@ class Director:
         if self._unfinished:
             return self._go_on(room)
         for configs in self._proposer.candidates(room, len(self._running)):
-            epochs = self.budget.epochs(configs[0], policy.trains_backbone(configs[0], self.space))
+            epochs = self.budget.epochs(configs[0], self.space.trains_backbone(configs[0]))
             if epochs:
-                more = self._more_in_step(configs[0], epochs)
+                more = self._proposer.in_step(configs[0], epochs, room) if self.lockstep else []
                 together = 1 + len(more)
                 return tuple(self._start(each, epochs, together) for each in configs + more)
-            self._proposer.take_back(len(configs))
+            self._proposer.forget(len(configs))
         self._say_why()
         self._nothing_fits = True  # until a trial ends: an idle seat asks several times a second
         return ()
-
-    def _more_in_step(self, first: TrialConfig, epochs: int) -> list[TrialConfig]:
-        """Return what takes its steps together with the trial that comes next."""
-        if not self.lockstep:
-            return []
-        begun, most = len(self.results) + len(self._running), self.budget.max_trials
-        room = policy.PACK_MOST if most is None else most - begun
-        return self._proposer.in_step(first, epochs, room)
 
     def _say_why(self) -> None:
         """Say so where the search ends before its time for want of anything that may gain."""
@@ -166,10 +154,7 @@ class Director:
         """Return trials that were cut off, with the epochs and the format that they had."""
         first = self._unfinished[0]
         alike = [first]
-        if (
-            not policy.trains_backbone(first.config, self.space)
-            and first.number not in self._by_itself
-        ):
+        if not self.space.trains_backbone(first.config) and first.number not in self._by_itself:
             alike = [job for job in self._unfinished if self._fits_with(first, job)][:room]
         for job in alike:
             self._unfinished.remove(job)
@@ -178,7 +163,7 @@ class Director:
     def _fits_with(self, first: TrialJob, job: TrialJob) -> bool:
         same = job.config.backbone.name == first.config.backbone.name
         same = same and (job.epochs, job.precision) == (first.epochs, first.precision)
-        heads = not policy.trains_backbone(job.config, self.space)
+        heads = not self.space.trains_backbone(job.config)
         return same and heads and job.number not in self._by_itself
 
     def on_report(self, report: Report) -> bool:
@@ -197,9 +182,9 @@ class Director:
             self.emit("note", text=f"Trial {report.number}: {report.note}.")
         if self.cancelled:
             return False
-        if not policy.trains_backbone(job.config, self.space):
+        if not self.space.trains_backbone(job.config):
             return True
-        phase = policy.phase_of(job.config.strategy.name, self.space)
+        phase = self._phase(job.config)
         keeps = self._race.goes_on(phase, job.epochs, report.epoch, report.score)
         return keeps or self._is_first(job)
 
@@ -207,9 +192,7 @@ class Director:
         """Tell whether it is the first trial that trains a backbone, as the regime advises."""
         begun = {r.number: r.config for r in self.results}
         begun |= {number: other.config for number, other in self._running.items()}
-        return job.number == min(
-            n for n, c in begun.items() if policy.trains_backbone(c, self.space)
-        )
+        return job.number == min(n for n, c in begun.items() if self.space.trains_backbone(c))
 
     def on_outcome(self, outcome: Outcome) -> None:
         """Record how a trial ended, in the folder first of all."""
@@ -230,7 +213,7 @@ class Director:
         self.results.append(result)
         self._with_weights.add(result.number)
         self.study.tell(result)
-        trains = policy.trains_backbone(job.config, self.space)
+        trains = self.space.trains_backbone(job.config)
         done = max(1, len(outcome.scores))
         expected = self.budget.expected(job.config, done, trains, job.together)
         self.budget.learn(job, outcome, trains)
@@ -250,9 +233,7 @@ class Director:
 
     def baseline(self) -> TrialResult | None:
         """Return the first trial whose head alone was trained; None if there was none."""
-        heads = [
-            r for r in usable(self.results) if not policy.trains_backbone(r.config, self.space)
-        ]
+        heads = [r for r in usable(self.results) if not self.space.trains_backbone(r.config)]
         return min(heads, key=lambda result: result.number, default=None)
 
     def _start(
@@ -283,6 +264,9 @@ class Director:
             epochs=epochs,
         )
         return job
+
+    def _phase(self, config: TrialConfig) -> policy.Phase:
+        return policy.phase_of(config.strategy.name, self.space)
 
     def _keeps_failing(self) -> bool:
         last = [r.error for r in self.results[-SAME_FAILURES:] if r.status == "failed"]

@@ -303,11 +303,9 @@ def _way(costs: Costs, cut: int, work: Work, room: Room, together: int) -> Way:
     found = predict(costs, cut, work, room)
     share = costs.prefix[cut] / costs.prefix[-1] if costs.prefix[-1] else 0.0
     again, needed = found["rerun"], bytes_kept(costs, cut, work)
-    if chosen.mode == "live":
-        saved = 1 - found["live"] / again
-        why = f"saves {saved:.0%} of {again:.0f} s where {work.together} trials are in step"
-    elif chosen.mode != "rerun":
-        why = f"saves {1 - found[chosen.mode] / again:.0%} of {again:.0f} s"
+    if chosen.mode != "rerun":
+        where = f" where {work.together} trials are in step" if chosen.mode == "live" else ""
+        why = f"saves {1 - found[chosen.mode] / again:.0%} of {again:.0f} s{where}"
     elif not costs.bytes[cut]:
         why = "the network cannot be divided here"
     elif set(found) <= {"rerun", "live"}:

@@ -60,11 +60,6 @@ def phase_of(strategy: str, space: Space) -> Phase:
     return "tails" if known.keeps_prefix else "full"
 
 
-def trains_backbone(config: TrialConfig, space: Space) -> bool:
-    """Tell whether a trial trains its backbone; of one no longer installed the usual is said."""
-    return phase_of(config.strategy.name, space) != "heads"
-
-
 def of_phase(results: Iterable[TrialResult], phase: Phase, space: Space) -> list[TrialResult]:
     """Return the results of a phase."""
     return [each for each in results if phase_of(each.config.strategy.name, space) == phase]

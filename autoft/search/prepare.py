@@ -230,9 +230,8 @@ def _looked_at_again(
     """Rank the best, and what may be as good, on all images; time the others, which come after.
 
     The best that can be used is always looked at: its features are needed anyway, for heads. So
-    is the best by its `prior`.
-    `began` (monotonic) is when ranking began, which may take `seconds`: of others there are as
-    many as there is time for.
+    is the best by its `prior`. `began` (monotonic) is when ranking began, which may take
+    `seconds`: of others there are as many as there is time for.
     """
     whole, few, late = list[Ranked](), list[Ranked](), list[str]()
     for place, each in enumerate(near):

@@ -38,7 +38,7 @@ class Proposer:
         """Learn that a configuration is tried: the portfolio does not repeat it."""
         self._tried.add(_key(config))
 
-    def take_back(self, count: int) -> None:
+    def forget(self, count: int) -> None:
         """Have the study forget the next `count` proposals, which were not used."""
         for place in range(count):
             self.study.forget(self.number + place)
@@ -78,14 +78,14 @@ class Proposer:
         self._affordable_first()
         while self.first and len(taken) < most:
             config = self._configured(self.first[0])
-            pairs = taken and policy.trains_backbone(config, self.space)
+            pairs = taken and self.space.trains_backbone(config)
             if pairs or (taken and config.backbone.name != taken[0].backbone.name):
                 break
             self.first.popleft()
             if _key(config) in self._tried:
                 continue
             taken.append(config)
-            if policy.trains_backbone(config, self.space):
+            if self.space.trains_backbone(config):
                 break
         return taken
 
@@ -96,7 +96,7 @@ class Proposer:
         """
         for place, answers in enumerate(self.first):
             config = self._configured(answers)
-            trains = policy.trains_backbone(config, self.space)
+            trains = self.space.trains_backbone(config)
             if self.budget.epochs(config, trains) >= (LEAST_EPOCHS if trains else 1):
                 del self.first[place]
                 self.first.appendleft(answers)
@@ -149,7 +149,7 @@ class Proposer:
         """Return what a trial of a phase that has none yet will take, by the measured speeds."""
         strategy = policy.strategies_of(phase, self.space)[0]
         config = self._configured({"strategy": strategy})
-        trains = policy.trains_backbone(config, self.space)
+        trains = self.space.trains_backbone(config)
         return self.budget.expected(config, self.budget.epochs(config, trains) or 1, trains)
 
     def _configured(self, answers: Mapping[str, Value]) -> TrialConfig:
@@ -157,7 +157,7 @@ class Proposer:
 
     def _seeded(self, config: TrialConfig, number: int) -> TrialConfig:
         """Give a trial its seed; heads have one in common: they see the same minibatches."""
-        own = number if policy.trains_backbone(config, self.space) else 0
+        own = number if self.space.trains_backbone(config) else 0
         return replace(config, seed=self._trial_seed(own))
 
     def _trial_seed(self, number: int) -> int:

@@ -102,7 +102,7 @@ class Activations:
         rows = np.unique(rows)
         if (known := self._opened.pop((view, rows.tobytes()), None)) is not None:
             self._opened[view, rows.tobytes()] = known  # the latest is last
-            return self._timed(known)
+            return self._timed(known) if self._mode == "disk" else known
         try:
             read = self._open(rows, view)
         except _TooLarge:

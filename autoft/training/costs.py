@@ -21,6 +21,7 @@ from autoft.network.cut import CannotCut, cut, every_cut
 from autoft.network.stages import stage_of_parameters
 from autoft.training.job import Costs, Precision, Setup
 from autoft.training.memory import is_out_of_memory
+from autoft.training.optim import CLIP
 from autoft.training.precision import autocast, memory_format, noise_batch, place, prepared
 from autoft.values import Backbone
 
@@ -174,7 +175,7 @@ class _Runs:
             gradients = self._learn(lambda: module(images), trained)
             for each, gradient in zip(copies, gradients, strict=True):
                 each.grad = gradient
-            nn.utils.clip_grad_norm_(copies, 1.0)
+            nn.utils.clip_grad_norm_(copies, CLIP)
             optimizer.step()
 
         return step

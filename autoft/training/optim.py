@@ -11,6 +11,7 @@ from autoft.network.assemble import Network
 from autoft.network.stages import kind_of_parameters
 from autoft.training.recipe import SGD_FACTOR, TRANSFORMER_FACTOR, Recipe
 
+CLIP = 1.0  # of the norm of all gradients together
 WARMUP = 0.1  # share of the run
 COOLDOWN = 0.2  # share of the run in which warm-up-stable-decay comes down
 HEAD = -1  # the "stage" of the head and of what pools for it

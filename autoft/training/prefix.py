@@ -22,9 +22,9 @@ from autoft.training.divided import CannotShare, Divided, uncut
 from autoft.training.evaluate import EVALUATION_BATCH
 from autoft.training.features import cache_key
 from autoft.training.job import Rows, Sharing
-from autoft.training.recipe import is_of_images
 from autoft.training.rowstore import Number
 from autoft.training.underway import Trial
+from autoft.values import is_of_images
 
 
 class Shared:
@@ -58,9 +58,8 @@ class Shared:
         self._kept.close()
         del self.divided, self._trial
 
-    @property
-    def too_slow(self) -> bool:
-        """Tell whether reading what is kept took longer of late than computing it again would.
+    def read_too_slowly(self) -> bool:
+        """Tell whether reading took longer, since this was asked last, than computing again would.
 
         What is kept may be mixed, and images in its place would be another trial.
         """

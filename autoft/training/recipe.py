@@ -120,11 +120,6 @@ def probing(
     return Recipe(head_lr, weight_decay, smoothing, balance, pool)
 
 
-def is_of_images(mix: str) -> bool:
-    """Tell whether `mix` is of images, and not of what frozen stages make of them."""
-    return mix not in ("none", "manifold")
-
-
 def size_in(image_size: int, scale: float, epoch: int, epochs: int) -> int:
     """Return the side in pixels of the images of `epoch`, of 0 to `epochs` - 1."""
     last = max(1, round(LAST_SHARE * epochs))

@@ -24,6 +24,7 @@ from autoft.training import checkpoint, recipe
 from autoft.training.features import fingerprint
 from autoft.training.job import Outcome, Reporter, Setup, TrialJob
 from autoft.training.lockstep import Member, tune_together
+from autoft.training.packs.train import in_words
 from autoft.training.precision import memory_format
 from autoft.training.probe import NonFiniteLoss
 from autoft.training.together import failure, train_heads
@@ -119,7 +120,7 @@ def _train_in_step(setup: Setup, jobs: Sequence[TrialJob], report: Reporter) -> 
             trials.append(Member.of(_started(setup, job, begin(setup, job), report, began)))
         except BaseException as error:  # noqa: BLE001 - plugins may raise anything at all
             yield failure(job, error)
-    ended = _in_step(trials, began)
+    ended, why = _in_step(trials, began)
     yield from ended
     done = {outcome.number for outcome in ended}
     left = [each.trial.job for each in trials if each.trial.job.number not in done]
@@ -128,17 +129,17 @@ def _train_in_step(setup: Setup, jobs: Sequence[TrialJob], report: Reporter) -> 
     for job in left:
         alone, began = replace(job, sharing=None, together=1), time.monotonic()
         try:
-            yield _tune(setup, alone, begin(setup, alone), report, began)
+            yield _tune(setup, alone, begin(setup, alone), report, began, note=why)
         except BaseException as error:  # noqa: BLE001 - as above
             yield failure(job, error)
 
 
-def _in_step(trials: Sequence[Member], began: float) -> list[Outcome]:
-    """Return how those ended that could take their steps together; none if that failed."""
+def _in_step(trials: Sequence[Member], began: float) -> tuple[list[Outcome], str]:
+    """Return how those ended that could take their steps together; none and why if that failed."""
     try:
-        return tune_together(trials, began)
-    except Exception:  # noqa: BLE001 - of plugins, or of memory: what it was one alone will tell
-        return []
+        return tune_together(trials, began), ""
+    except Exception as error:  # noqa: BLE001 - of plugins, or of memory: the user is told of it
+        return [], f"it is trained by itself, in step with others it failed ({in_words(error)})"
 
 
 def begin(setup: Setup, job: TrialJob) -> Built:
@@ -155,9 +156,12 @@ def begin(setup: Setup, job: TrialJob) -> Built:
     return Built(backbone, strategy, strategy.pretrained and source.pretrained, as_built)
 
 
-def _tune(setup: Setup, job: TrialJob, built: Built, report: Reporter, began: float) -> Outcome:
-    """Train one trial that trains its backbone, by itself."""
+def _tune(
+    setup: Setup, job: TrialJob, built: Built, report: Reporter, began: float, note: str = ""
+) -> Outcome:
+    """Train one trial that trains its backbone by itself; the user is told its `note`."""
     trial = _started(setup, job, built, report, began)
+    trial.note = note
     try:
         outcome = outcome_of(trial, tune(trial))
     except NonFiniteLoss as error:

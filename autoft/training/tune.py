@@ -22,15 +22,13 @@ from autoft.training.gradients import BATCHES, relative_norms
 from autoft.training.job import Sharing
 from autoft.training.losses import Loss
 from autoft.training.memory import MicroBatches
-from autoft.training.optim import make_optimizer, set_learning_rates
+from autoft.training.optim import CLIP, make_optimizer, set_learning_rates
 from autoft.training.precision import autocast, place
 from autoft.training.prefix import Shared, share
 from autoft.training.probe import NonFiniteLoss
 from autoft.training.sharpness import sharpness_aware
 from autoft.training.underway import Trial, after_epoch, fit_head
 from autoft.values import Status
-
-CLIP = 1.0
 
 
 @dataclass
@@ -204,7 +202,7 @@ def _epoch(tuning: Tuning) -> float | None:
         trial.note = tuning.shared.note or trial.note
         if tuning.shared.sharing != tuning.sharing:  # fp16 did not hold it
             _note(tuning, tuning.shared.sharing, "")
-        if tuning.shared.too_slow:  # than it was when the trial was planned
+        if tuning.shared.read_too_slowly():  # than it was when the trial was planned
             _give_up(tuning, "reading it takes longer than computing it again")
     return float(total) / steps
 

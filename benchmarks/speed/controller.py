@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -64,7 +65,7 @@ def main() -> None:
     text = f"{asked.rounds} rounds after one that warms up.\n\n{table(lines)}"
     sys.stderr.write(f"{text}\n")
     if asked.json:
-        kept = [line.__dict__ for line in lines]
+        kept = [asdict(line) for line in lines]
         asked.json.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
     if asked.page:
         write_between(asked.page, "controller", text)
@@ -134,7 +135,7 @@ def _director(folder: Path, given: Space, strategies: Sequence[str], seed: int) 
     )
     chosen = {name: given.strategies[name] for name in strategies}
     space = prepare.of_backbones(given, [ranked])
-    space = Space(**{**space.__dict__, "strategies": chosen})
+    space = replace(space, strategies=chosen)
     room = Room(10**10, 10**10, 0, 1e9)
     budget = Budget(time.time() + 1e6, None, {ranked.label: ranked}, 2000, 500, room)
     run = RunFolder(folder)

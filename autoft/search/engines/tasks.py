@@ -113,8 +113,11 @@ def describe(names: Names) -> Described:
         read_signature(recipe.probing),
         third_party_heads=third_party,
     )
-    tiers = {name: str(value) for name, value in _stated("tier").items()}
-    return Described(space, tiers, tuple(broken), _priors())
+    stated = _stated()
+    tiers = {name: str(each["tier"]) for name, each in stated.items() if "tier" in each}
+    scores = {name: each.get("top1") for name, each in stated.items()}
+    priors = {name: float(top) for name, top in scores.items() if isinstance(top, int | float)}
+    return Described(space, tiers, tuple(broken), priors)
 
 
 def _each(
@@ -167,26 +170,18 @@ def _builtin(kind: str, name: str) -> bool:
     return plugins.find(kind, name).builtin
 
 
-def _priors() -> dict[str, float]:
-    """Return what the weights of backbones score on ImageNet-1k, where these state it."""
-    stated = _stated("top1").items()
-    return {name: float(value) for name, value in stated if isinstance(value, int | float)}
-
-
-def _stated(option: str) -> dict[str, Any]:
-    """Return the default of `option` for every backbone whose signature has it, by name."""
+def _stated() -> dict[str, dict[str, Any]]:
+    """Return what every backbone states in its signature: defaults of its options, by name."""
     from autoft import plugins
     from autoft.space import read_signature
 
-    found: dict[str, Any] = {}
+    found: dict[str, dict[str, Any]] = {}
     for plugin in plugins.installed("backbone"):
         try:
             parameters = read_signature(plugins.load("backbone", plugin.full_name))
         except AutoftError:
             continue  # it is listed with its reason by `autoft plugins list`
-        fixed = {parameter.name: parameter.default for parameter in parameters}
-        if option in fixed:
-            found[plugin.name] = fixed[option]
+        found[plugin.name] = {parameter.name: parameter.default for parameter in parameters}
     return found
 
 
