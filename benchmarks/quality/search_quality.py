@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -93,6 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--backbone", default=BACKBONES[0], help="the one with the best prior")
     parser.add_argument("--only", default="", help="only the lines whose label holds this")
     parser.add_argument("--minutes", type=float, default=600.0, help="begin nothing after these")
+    parser.add_argument("--runs", type=Path, help="folder to keep the run folders of autoft in")
     return parser
 
 
@@ -131,7 +133,10 @@ def _measure(options: argparse.Namespace, spec: Row) -> Row:
     keep_freed_memory()  # the baselines compute as fast as workers of autoft do
     given = Given(options.data, options.weights, options.time, options.size, options.backbone)
     with tempfile.TemporaryDirectory() as folder:
-        return measure(given, spec, Path(folder))
+        row = measure(given, spec, Path(folder))
+        if options.runs and (run := Path(folder, "run")).is_dir():
+            shutil.copytree(run, options.runs / spec["label"].replace("/", "-"))
+        return row
 
 
 def measure(given: Given, spec: Row, folder: Path) -> Row:
