@@ -73,12 +73,13 @@ class Run:
     def leaderboard(self) -> list[dict[str, Any]]:
         """Return one row per finished trial, best first; works while the search is running.
 
-        The columns are rank, trial, score, loss, status, epochs, seconds, backbone, strategy, head
-        and one for each further choice, such as `head.mlp.hidden`, that the trial faced.
+        The columns are rank, trial, score, folds and mean (of finalists), loss, status, epochs,
+        seconds, backbone, strategy, head and one for each further choice, such as
+        `head.mlp.hidden`, that the trial faced.
         """
-        from autoft.report import tables
+        from autoft.selection.leaderboard import leaderboard
 
-        return tables.leaderboard(RunFolder(self.path).trials())
+        return leaderboard(RunFolder(self.path).trials())
 
     def predict(self, paths: str | Path | Iterable[str | Path]) -> list[Prediction]:
         """Return one prediction per image, in order; folders are searched for images.

@@ -102,7 +102,10 @@ class TrialConfig:
 
 @dataclass(frozen=True)
 class TrialResult:
-    """What became of a trial of `epochs` epochs; `scores` holds one validation score per epoch."""
+    """What became of a trial of `epochs` epochs; `scores` holds one validation score per epoch.
+
+    `fold` was held out. Where it is not the first, it scores the trial `of` that number again.
+    """
 
     number: int
     config: TrialConfig
@@ -113,6 +116,8 @@ class TrialResult:
     seconds: float = 0.0
     error: str = ""
     epochs: int = 0
+    fold: int = 0
+    of: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data; `from_json` is the inverse."""

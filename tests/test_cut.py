@@ -12,7 +12,7 @@ from torch.nn import functional
 from autoft import plugins
 from autoft.network.assemble import Network
 from autoft.network.build import build
-from autoft.network.cut import CannotCut, cut, why_uncut
+from autoft.network.cut import CannotCut, cut, prefix_of, why_uncut
 from autoft.network.sources import in_folder
 from autoft.values import Backbone
 
@@ -68,6 +68,36 @@ def test_prefix_then_tail_equal_the_whole_after_every_stage(name) -> None:
                 assert isinstance(given, tuple)
                 assert all(len(each) == count for each in given)
                 torch.testing.assert_close(tail(*given), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_one_pass_gives_what_crosses_every_cut(name) -> None:
+    backbone = timm_backbone(name)
+    backbone.module.eval()
+    cuts = range(1, len(backbone.stages) + 1)
+    with torch.no_grad():
+        given = prefix_of(backbone, cuts, SIZE)(images())
+        for k, tensors in zip(cuts, given, strict=True):
+            alone = cut(backbone, k, SIZE)[0](images())
+            assert len(tensors) == len(alone)
+            assert all(torch.equal(*pair) for pair in zip(tensors, alone, strict=True))
+
+
+def test_what_crosses_an_earlier_cut_is_not_what_later_stages_make_of_it() -> None:
+    class InPlace(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)
+            self.scale = nn.Parameter(torch.tensor(2.0))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.one(x)
+            return self.two(x.detach().mul_(self.scale)).mean((2, 3))
+
+    backbone = Backbone(InPlace(), [["one"], ["scale", "two"]], 4, SIZE)
+    with torch.no_grad():
+        (first, *_), _ = prefix_of(backbone, [1, 2], SIZE)(images())
+    assert torch.equal(first, backbone.module.one(images()))
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_convnext", "densenet121"])

@@ -21,6 +21,7 @@ from autoft.training.plan import (
     Work,
     bytes_kept,
     choose,
+    on_the_way,
     predict,
     room_of,
     seconds,
@@ -91,6 +92,26 @@ def test_a_way_that_does_not_fit_is_none(cut, work, room, modes) -> None:
     given, there = replace(WORK, **work), replace(WIDE, **room)
     assert set(predict(COSTS, cut, given, there)) == modes
     assert choose(COSTS, cut, given, there).mode in modes
+
+
+@pytest.mark.parametrize(
+    ("cut", "bytes_", "room", "kept"),
+    [
+        (3, {}, {}, (2,)),
+        (3, {1: 1000}, {}, (2,)),  # behind the first cut a trial would save less than 5 %
+        (3, {2: 0}, {}, ()),  # the network cannot be divided there
+        (3, {}, {"disk": 10**9}, ()),  # 440 MB are more than a tenth of it
+        (3, {}, {"bandwidth": 1e6}, ()),  # writing takes as long as computing
+        (1, {}, {}, ()),
+    ],
+)
+def test_earlier_cuts_are_kept_on_the_way_where_that_is_nearly_free(
+    cut, bytes_, room, kept
+) -> None:
+    sizes = tuple(bytes_.get(place, size) for place, size in enumerate(COSTS.bytes))
+    costs = replace(COSTS, bytes=sizes)
+    there = replace(WIDE, **{"bandwidth": 2e9} | room)
+    assert on_the_way(costs, cut, WORK, there) == kept
 
 
 def test_there_is_no_sharing_where_there_is_no_cut() -> None:

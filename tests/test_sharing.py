@@ -12,13 +12,17 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from scipy.stats import spearmanr
 
 from autoft.data.cache.files import cache_root
+from autoft.data.inputs.sample import write_sample
 from autoft.data.views import training_batches, view_batches
+from autoft.errors import MachineError
 from autoft.network.build import build
-from autoft.network.sources import in_folder
+from autoft.network.cut import CannotCut
+from autoft.network.sources import Source, in_folder
 from autoft.search.finish import load_trial
-from autoft.training import activations, prefix
+from autoft.training import activations, divided, prefix, rowstore
 from autoft.training.evaluate import evaluate
 from autoft.training.job import Costs, Precision, Setup, Sharing, TrialJob
 from autoft.training.rowstore import RowReader
@@ -26,6 +30,7 @@ from autoft.training.trial import train_trial
 from autoft.values import Part, Preprocess, TrialConfig, TrialResult
 
 SMALL = ["test_resnet", "test_vit", "test_convnext", "test_efficientnet", "test_byobnet"]
+MINI = "autoft_mini"
 REAL = ["mobilenetv2_100.in1k", "mobilenetv1_100.in1k", "squeezenet1_0.in1k"]
 FAST = {"lr": 1e-3, "head_lr": 3e-3, "batch_size": 16}
 HALF = Part("freeze", {"depth": 0.5})
@@ -169,6 +174,32 @@ def test_kept_activations_of_real_weights_give_the_same_trial(
     assert half[0].score == pytest.approx(again[0].score, abs=0.05)
 
 
+@pytest.mark.slow
+def test_kept_in_fp16_fifty_trials_rank_as_those_that_run_again(
+    setup_in, own_cache, tmp_path
+) -> None:
+    """The weights that autoft ships with, on 600 of its digits."""
+    write_sample("digits", tmp_path / "digits")
+    setup = setup_in(tmp_path / "digits", {MINI: Source(MINI, MINI)}, tmp_path)
+    setup = replace(setup, train=setup.train.take(np.arange(600)))
+    depth = bound_depth(setup, MINI)
+    kinds = {"again": Sharing("rerun", depth, 1), "kept": Sharing("disk", depth, 1)}
+    found: dict[str, list] = {kind: [] for kind in kinds}
+    for number in range(50):
+        share = number / 49
+        recipe = {"lr": 2e-5 * 149**share, "head_lr": 1e-4 * 299**share}
+        for kind, how in kinds.items():
+            work = job(MINI, how, number=number, epochs=1, head_first=False, **recipe)
+            outcome, _, place = trained(setup, tmp_path / kind, work)
+            assert sharing_of(place)["why"] == ""
+            found[kind].append((outcome.score, -outcome.loss))
+    again, kept = ([score for score, _ in found[kind]] for kind in kinds)
+    assert max(again) - min(again) > 0.25  # else there is nothing to rank
+    assert spearmanr(again, kept).statistic >= 0.99
+    best = [max(range(50), key=lambda number: found[kind][number]) for kind in kinds]
+    assert best[0] == best[1]
+
+
 def bound_depth(setup, label) -> int:
     from autoft.network.strategy import bind
 
@@ -219,7 +250,7 @@ def computed(monkeypatch) -> list[int]:
 
     def counting(self, rows, view):
         counts.append(len(rows))
-        return plain(self, rows, view)
+        yield from plain(self, rows, view)
 
     monkeypatch.setattr(prefix.Shared, "_computed", counting)
     return counts
@@ -236,6 +267,72 @@ def test_a_prefix_runs_once_for_every_image_and_view_whatever_the_trials(
     assert not computed
     trained(setup, tmp_path / "c", job("test_resnet", how, epochs=1, augment="crop"))
     assert sum(computed) == len(setup.train)  # other views; the validation images are known
+
+
+def planned(setup, depth, **given) -> TrialJob:
+    """Return a trial of a network whose frozen stages are worth keeping, with one view."""
+    stages = len(build(setup.sources["test_resnet"], pretrained=False, image_size=64).stages)
+    costs = Costs(
+        prefix=tuple(0.01 * k for k in range(stages + 1)),
+        tail=tuple(0.01 * (stages - k) for k in range(stages + 1)),
+        score=tuple(0.003 * (stages - k) for k in range(stages + 1)),
+        bytes=(0, *(1000 for _ in range(stages))),
+    )
+    part = Part("freeze", {"depth": depth / stages})
+    return replace(job("test_resnet", None, strategy=part, augment="none", **given), costs=costs)
+
+
+def test_what_crosses_earlier_cuts_is_kept_on_the_way(
+    setup, fixed, own_cache, tmp_path, computed
+) -> None:
+    _, _, place = trained(setup, tmp_path / "a", planned(setup, 3))
+    assert (sharing_of(place)["mode"], sharing_of(place)["cut"]) == ("disk", 3)
+    computed.clear()
+    # A trial that freezes less finds all that it needs, and it is what it would have made.
+    kept = trained(setup, tmp_path / "b", planned(setup, 2))
+    assert (sharing_of(kept[2])["mode"], sharing_of(kept[2])["cut"]) == ("disk", 2)
+    assert not computed
+    shutil.rmtree(own_cache)
+    made = trained(setup, tmp_path / "c", planned(setup, 2))
+    assert sum(computed) == len(setup.train) + len(setup.validation)
+    assert kept[0].scores == made[0].scores
+    assert furthest(kept[1], made[1]) == 0
+
+
+@pytest.mark.parametrize("broken", ["cut", "disk", "numbers"])
+def test_what_cannot_be_kept_on_the_way_does_not_touch_the_trial(
+    setup, fixed, own_cache, tmp_path, monkeypatch, broken
+) -> None:
+    alone = trained(
+        setup, tmp_path / "a", replace(planned(setup, 3), sharing=Sharing("disk", 3, 1))
+    )
+    shutil.rmtree(own_cache)
+    widths: list[int] = []
+
+    def refused(*_, **__):
+        raise CannotCut("for the test")
+
+    def full(*given, held=True):
+        if not held:
+            raise MachineError("for the test")
+        return rowstore.writing(*given)
+
+    def fits(values):
+        widths.append(values.shape[1])
+        return values.shape[1] == widths[0]  # the trial's own come first
+
+    place, name, instead = {
+        "cut": (divided, "prefix_of", refused),
+        "disk": (activations, "writing", full),
+        "numbers": (activations, "fits_half", fits),
+    }[broken]
+    monkeypatch.setattr(place, name, instead)
+    kept = trained(setup, tmp_path / "b", planned(setup, 3))
+    assert (sharing_of(kept[2])["mode"], sharing_of(kept[2])["why"]) == ("disk", "")
+    assert kept[0].scores == alone[0].scores
+    assert furthest(kept[1], alone[1]) == 0
+    keys = {path.name.partition("-")[0] for path in own_cache.glob("[!.]*")}
+    assert len(keys) == 1  # of one cut
 
 
 def test_a_trial_that_goes_on_keeps_its_views(setup, fixed, own_cache, tmp_path) -> None:

@@ -22,7 +22,8 @@ Examples:
 
 It reads what is on the disk, so it can be asked while the search is running."""
 
-COLUMNS = ("rank", "trial", "score", "backbone", "strategy", "head", "epochs", "seconds", "status")
+PARTS = ("backbone", "strategy", "head")
+COLUMNS = ("rank", "trial", "score", "mean", *PARTS, "epochs", "seconds", "status")
 LESS = ("epochs", "seconds")
 WIDE = 100
 """Characters that a terminal needs to show all columns; a narrower one does without LESS."""
@@ -42,9 +43,9 @@ def leaderboard(
     rows = found.leaderboard()
     if csv_file:
         from autoft.report.tables import write_leaderboard
-        from autoft.search.folder import RunFolder
+        from autoft.selection import leaderboard as board
 
-        write_leaderboard(csv_file, RunFolder(found.path).trials())
+        write_leaderboard(csv_file, rows, board.COLUMNS)
         typer.echo(f"{len(rows)} trials written to {clean(csv_file)}.")
         return
     if not rows:
@@ -57,13 +58,15 @@ def leaderboard(
 
 def show(rows: list[dict[str, Any]]) -> None:
     """Print rows as a table on a terminal, as aligned plain columns elsewhere."""
+    finals = any(row["mean"] is not None for row in rows)
+    told = [name for name in COLUMNS if finals or name != "mean"]
     if not sys.stdout.isatty():
-        typer.echo("\n".join(columns([list(COLUMNS), *(_cells(row, COLUMNS) for row in rows)])))
+        typer.echo("\n".join(columns([told, *(_cells(row, told) for row in rows)])))
         return
     from rich.console import Console
 
     console = Console()
-    names = [name for name in COLUMNS if console.width >= WIDE or name not in LESS]
+    names = [name for name in told if console.width >= WIDE or name not in LESS]
     console.print(_table(rows, names))
 
 
@@ -75,7 +78,7 @@ def _table(rows: list[dict[str, Any]], names: Sequence[str]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, header_style="bold")
     for name in names:
         # Where the terminal is narrow the names are folded, never the numbers.
-        rigid = name not in ("backbone", "strategy", "head")
+        rigid = name not in PARTS
         justify: Literal["left", "right"] = "right" if rigid and name != "status" else "left"
         table.add_column(name, justify=justify, overflow="fold", no_wrap=rigid)
     for row in rows:
@@ -88,7 +91,9 @@ def _cells(row: dict[str, Any], names: Sequence[str]) -> list[str]:
 
 
 def _cell(name: str, value: Any) -> str:
-    if name == "score":
+    if name == "mean" and value is None:
+        return ""
+    if name in ("score", "mean"):
         return number(value)
     if name == "seconds":
         return f"{value:.1f}"

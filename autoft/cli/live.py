@@ -226,6 +226,14 @@ def _backbone(data: Mapping[str, Any]) -> str:
     return f"backbone {data['name']}: {found} in {duration(data['seconds'])}{text}"
 
 
+def _trial_start(data: Mapping[str, Any]) -> str:
+    again = f" as trial {data['of']} on fold {data['fold']}" if "of" in data else ""
+    return (
+        f"trial {data['number']} starts{again}: {data['backbone']}, {data['strategy']}, "
+        f"{data['head']}, {data['epochs']} epochs"
+    )
+
+
 def _trial_end(data: Mapping[str, Any]) -> str:
     why = f": {data['error']}" if data.get("error") else ""
     end = f"{data['status']}, score {number(data['score'])}, {duration(data['seconds'])}"
@@ -239,10 +247,7 @@ _SENTENCES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "progress": _progress,
     "backbone": _backbone,
     "regime": lambda data: f"regime {data['name']}: {data['text']}",
-    "trial_start": lambda data: (
-        f"trial {data['number']} starts: {data['backbone']}, {data['strategy']}, {data['head']}, "
-        f"{data['epochs']} epochs"
-    ),
+    "trial_start": _trial_start,
     "epoch": lambda data: (
         f"trial {data['number']} epoch {data['epoch']}/{data['epochs']}, score "
         f"{number(data['score'])}"

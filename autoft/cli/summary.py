@@ -12,7 +12,7 @@ import typer
 
 from autoft.api import RESULT, Run
 from autoft.cli.leaderboard import show as show_rows
-from autoft.cli.text import clean, duration
+from autoft.cli.text import clean, duration, number
 
 BEST_ROWS = 5
 
@@ -49,6 +49,7 @@ def _lines(folder: Path, result: Mapping[str, Any]) -> list[str]:
         f"Trials: {trials['done']} done, {trials['stopped']} stopped early, "
         f"{trials['failed']} failed, in {duration(result['seconds'])}.",
         *phase_lines(result.get("phases", {})),
+        *finals_lines(result.get("finals", [])),
         *ranking_lines(result.get("ranking", [])),
         regime_line(result["regime"], winner["strategy"]),
         f"Model: {clean(folder / 'best')}",
@@ -65,6 +66,14 @@ def phase_lines(phases: Mapping[str, Mapping[str, Any]]) -> list[str]:
         if share["trials"]
     ]
     return [f"Time (trials, gain): {', '.join(shown)}."] if shown else []
+
+
+def finals_lines(finals: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Say what the best trials reached on the average over several folds, if they were asked."""
+    if not finals:
+        return []
+    shown = ", ".join(f"trial {each['trial']} {number(each['mean'])}" for each in finals)
+    return [f"Finals, mean of {len(finals[0]['folds'])} folds: {shown}."]
 
 
 def ranking_lines(ranking: Sequence[Mapping[str, Any]]) -> list[str]:

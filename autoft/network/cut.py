@@ -7,7 +7,7 @@ such as a table of positions, is computed on both.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -31,7 +31,7 @@ from autoft.network.tracing import (
 )
 from autoft.values import Backbone
 
-__all__ = ["CannotCut", "cut", "every_cut", "why_uncut"]
+__all__ = ["CannotCut", "cut", "every_cut", "prefix_of", "why_uncut"]
 
 CHECKED_BATCHES = (4, 1)
 TOLERANCE = 1e-5  # of the largest feature, where the CPU computes
@@ -76,6 +76,35 @@ def every_cut(
             yield _cut(backbone, k, whole)
         except CannotCut as error:
             yield error
+
+
+def prefix_of(
+    backbone: Backbone, cuts: Sequence[int], image_size: int | None = None
+) -> fx.GraphModule:
+    """Return what runs the first stages once and gives what crosses after each of `cuts`.
+
+    It maps images (N, 3, H, W) to a tuple of what the prefix of `cut` gives after so many stages,
+    in the order of `cuts`, which ascend.
+
+    Raises:
+        CannotCut: says why; what it gives is compared with what the prefixes give.
+    """
+    for k in cuts:
+        _check_stage(backbone, k)
+    whole = _Whole(backbone, image_size or backbone.image_size)
+    found = _traced(backbone, whole.image_size)
+    build = _Builder(backbone.module, found)
+    build.begin()
+    last = cuts[-1]
+    given = tuple(_crossed(build, _sides(found, k), copied=k != last) for k in cuts)
+    prefix = build.finished("Prefix", given)
+    with preserved(backbone.module), torch.no_grad():
+        images = whole.features()[0][0]
+        for k, tensors in zip(cuts, prefix(images), strict=True):
+            alone, _ = _divide(backbone.module, found, k)(())
+            for one, expected in zip(tensors, alone(images), strict=True):
+                _check_close(one, expected, f"what crosses after stage {k - 1} on the way")
+    return prefix
 
 
 def why_uncut(backbone: Backbone, image_size: int | None = None) -> str:
@@ -160,6 +189,15 @@ class _Crossing:
     times: int
 
 
+@dataclass(frozen=True)
+class _Sides:
+    """The steps before and behind a cut, and what crosses it."""
+
+    early: tuple[int, ...]
+    late: tuple[int, ...]
+    crossing: tuple[_Crossing, ...]
+
+
 def _plan(found: Trace) -> _Plan:
     stage: list[int] = []
     imaged: list[bool] = []
@@ -174,6 +212,18 @@ def _divide(
     module: nn.Module, found: Trace, k: int
 ) -> Callable[[Sequence[int]], tuple[fx.GraphModule, fx.GraphModule]]:
     """Return what builds both sides; it is told which of the crossing tensors to copy first."""
+    sides = _sides(found, k)
+
+    def build(copied: Sequence[int]) -> tuple[fx.GraphModule, fx.GraphModule]:
+        return (
+            _prefix(_Builder(module, found), sides),
+            _tail(_Builder(module, found), sides, copied),
+        )
+
+    return build
+
+
+def _sides(found: Trace, k: int) -> _Sides:
     plan = _plan(found)
     early = [at for at, on in enumerate(plan.imaged) if on and plan.stage[at] < k]
     late = [at for at, on in enumerate(plan.imaged) if on and plan.stage[at] >= k]
@@ -181,15 +231,8 @@ def _divide(
         slot for at in late for slot in slots_of((found.steps[at].args, found.steps[at].kwargs))
     }
     used.add(found.output.at)
-    crossing = [_crossing(found, at) for at in early if at in used]
-
-    def build(copied: Sequence[int]) -> tuple[fx.GraphModule, fx.GraphModule]:
-        return (
-            _prefix(_Builder(module, found), early, crossing),
-            _tail(_Builder(module, found), late, crossing, copied),
-        )
-
-    return build
+    crossing = tuple(_crossing(found, at) for at in early if at in used)
+    return _Sides(tuple(early), tuple(late), crossing)
 
 
 def _crossing(found: Trace, at: int) -> _Crossing:
@@ -205,31 +248,31 @@ def _crossing(found: Trace, at: int) -> _Crossing:
     raise CannotCut(f"a tensor {small} crosses that has no rows for single images")
 
 
-def _prefix(
-    build: _Builder, steps: Iterable[int], crossing: Sequence[_Crossing]
-) -> fx.GraphModule:
-    images = build.graph.placeholder("images")
-    build.nodes[IMAGES] = images
-    build.batch = build.graph.call_method("size", (images, 0))
-    for at in steps:
+def _prefix(build: _Builder, sides: _Sides) -> fx.GraphModule:
+    build.begin()
+    return build.finished("Prefix", _crossed(build, sides))
+
+
+def _crossed(build: _Builder, sides: _Sides, *, copied: bool = False) -> tuple[fx.Node, ...]:
+    """Return the nodes of what crosses; `copied` where what runs later may change it in place."""
+    for at in sides.early:
         build.node(at)
     outputs = []
-    for each in crossing:
+    for each in sides.crossing:
         node = build.node(each.at)
         if each.dim:
             node = build.graph.call_method("movedim", (node, each.dim, 0))
         if each.times > 1:
             node = build.graph.call_method("unflatten", (node, 0, (-1, each.times)))
-        outputs.append(node)
-    return build.finished("Prefix", tuple(outputs))
+        outputs.append(build.graph.call_method("clone", (node,)) if copied else node)
+    return tuple(outputs)
 
 
-def _tail(
-    build: _Builder, steps: Iterable[int], crossing: Sequence[_Crossing], copied: Sequence[int]
-) -> fx.GraphModule:
-    inputs = [build.graph.placeholder(f"crossing_{index}") for index in range(len(crossing))]
+def _tail(build: _Builder, sides: _Sides, copied: Sequence[int]) -> fx.GraphModule:
+    count = len(sides.crossing)
+    inputs = [build.graph.placeholder(f"crossing_{index}") for index in range(count)]
     build.batch = build.graph.call_method("size", (inputs[0], 0))
-    for index, (node, each) in enumerate(zip(inputs, crossing, strict=True)):
+    for index, (node, each) in enumerate(zip(inputs, sides.crossing, strict=True)):
         if index in copied:
             node = build.graph.call_method("clone", (node,))
         if each.times > 1:
@@ -237,7 +280,7 @@ def _tail(
         if each.dim:
             node = build.graph.call_method("movedim", (node, 0, each.dim))
         build.nodes[each.at] = node
-    for at in steps:
+    for at in sides.late:
         build.node(at)
     return build.finished("Tail", build.node(build.found.output.at))
 
@@ -265,6 +308,12 @@ class _Builder:
         self.batch: fx.Node | None = None
         self._module = module
         self._targets: dict[str, Any] = {}
+
+    def begin(self) -> None:
+        """Take images."""
+        images = self.graph.placeholder("images")
+        self.nodes[IMAGES] = images
+        self.batch = self.graph.call_method("size", (images, 0))
 
     def node(self, at: int) -> fx.Node:
         """Return the node of step `at`, made with what it needs if it is not there yet."""

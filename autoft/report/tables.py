@@ -13,36 +13,18 @@ from numpy.typing import NDArray
 
 from autoft.data.cache.files import write_bytes_atomic
 from autoft.data.cells import inert
-from autoft.values import TrialResult
 
-COLUMNS = ("rank", "trial", "score", "loss", "status", "epochs", "seconds")
 DECIMALS = 6
+PARTS = ("backbone", "strategy", "head")
 
 
-def leaderboard(results: Sequence[TrialResult]) -> list[dict[str, Any]]:
-    """Return one row per trial, best first, with every choice as a column of its own."""
-    ordered = sorted(results, key=lambda r: (r.score is None, -(r.score or 0.0), r.loss or 0.0))
-    return [
-        {
-            "rank": rank,
-            "trial": result.number,
-            "score": result.score,
-            "loss": result.loss,
-            "status": result.status,
-            "epochs": len(result.scores),
-            "seconds": result.seconds,
-            **result.config.answers(),
-        }
-        for rank, result in enumerate(ordered, start=1)
-    ]
+def write_leaderboard(path: Path, rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> None:
+    """Write `leaderboard.csv`; a choice that a trial did not face is an empty cell.
 
-
-def write_leaderboard(path: Path, results: Sequence[TrialResult]) -> None:
-    """Write `leaderboard.csv`; a choice that a trial did not face is an empty cell."""
-    rows = leaderboard(results)
-    parts = ("backbone", "strategy", "head")
-    others = sorted({name for row in rows for name in row} - {*COLUMNS, *parts})
-    _write(path, [*COLUMNS, *parts, *others], rows)
+    `columns` come first, then the parts of a trial, then every choice by name.
+    """
+    others = sorted({name for row in rows for name in row} - {*columns, *PARTS})
+    _write(path, [*columns, *PARTS, *others], rows)
 
 
 def write_predictions(

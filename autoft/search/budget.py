@@ -56,13 +56,22 @@ class Budget:
     _pace: float = 1.0
     _head_seconds: float = HEAD_SECONDS
     first: bool = True  # no trial has ended yet
+    reserved: float = 0.0  # seconds for the finals
     _planned: dict[tuple[str, int], int] = field(default_factory=dict)
     _frozen: dict[str, int] = field(default_factory=dict)
     _taught: bool = False  # by a trial that trained a backbone
 
     def left(self) -> float:
+        """Return the seconds for trials that are yet to begin, but what is `reserved`."""
+        return self.remaining() - self.reserved
+
+    def remaining(self) -> float:
         """Return the seconds until the last trial must have ended."""
         return self.deadline - time.time()
+
+    def whole(self) -> float:
+        """Return the seconds that there were in the beginning."""
+        return self.deadline - self.began
 
     def allows_another(self, trials: int) -> bool:
         """Tell whether another trial may start after `trials` of them."""
@@ -191,7 +200,7 @@ class Budget:
         return max(1, usual, stretched)
 
     def _within(self, share: float, seconds: Callable[[int], float]) -> int:
-        allowed = share * (self.deadline - self.began)
+        allowed = share * self.whole()
         fit = (n for n in range(self._most_epochs(), 0, -1) if seconds(n) <= allowed)
         return next(fit, 0)
 

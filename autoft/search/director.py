@@ -10,16 +10,16 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from autoft.search import halving, policy
 from autoft.search.budget import NOMINAL_BATCH, Budget
 from autoft.search.configs import Space
+from autoft.search.finals import Finals
 from autoft.search.folder import RunFolder
 from autoft.search.proposer import Proposer
 from autoft.search.study import Study
 from autoft.selection.winner import usable
-from autoft.training.job import Outcome, Precision, Report, TrialJob
+from autoft.training.job import Outcome, Report, TrialJob
 from autoft.values import TrialConfig, TrialResult, Value
 
 SAME_FAILURES = 3  # in a row end a search: the next would fail as well
@@ -32,7 +32,8 @@ class Director:
     """The state of a search while it runs.
 
     With `lockstep` its engine can end one of several trials that take their steps together, and
-    the memory holds them.
+    the memory holds them. The split has so many `folds`. What scored a trial again is with the
+    `finals`, not among the `results`.
     """
 
     folder: RunFolder
@@ -44,6 +45,7 @@ class Director:
     emit: Emit
     cancelled: bool = False
     lockstep: bool = True
+    folds: int = 1
     results: list[TrialResult] = field(default_factory=list)
     _running: dict[int, TrialJob] = field(default_factory=dict)
     _unfinished: list[TrialJob] = field(default_factory=list)
@@ -56,10 +58,16 @@ class Director:
     def __post_init__(self) -> None:
         """Have the proposer see every result."""
         self._proposer = Proposer(self.space, self.study, self.budget, self.seed, self.results)
+        images = self.budget.validation_images
+        self.finals = Finals(self.folder, self.space, self.budget, self.folds, images)
 
     def resume(self) -> None:
         """Take up what the run folder holds: finished trials, and those cut off."""
-        self.results += self.folder.trials()
+        known = self.folder.trials()
+        self.results += [each for each in known if each.of is None]
+        for each in known:
+            if each.of is not None:
+                self.finals.note(each)
         self.budget.first = not self.results
         self._race.unit = halving.unit_of(self.budget.train_images // NOMINAL_BATCH)
         for result in self.results:
@@ -68,15 +76,16 @@ class Director:
             if self.space.trains_backbone(result.config):
                 self._race.note(self._phase(result.config), result.epochs, result.scores)
                 self.budget.plan(result.config, result.epochs)
-        finished = {result.number for result in self.results}
+        finished = {result.number for result in known}
         self._with_weights = set(finished)
         started = sorted(int(p.name) for p in (self.folder.path / "trials").iterdir())
         for number in started:
-            data = self.folder.read_json(f"trials/{number:04d}/config.json")
-            if number not in finished and data:
-                self._take_up(_cut_off(number, data))
+            job = self.folder.begun(number) if number not in finished else None
+            if job and job.of is None:
+                self._take_up(job)
         self._proposer.number = max([*finished, *started], default=-1) + 1
         self._proposer.first = deque(self.first)
+        self.finals.reserve(self.results, self.baseline())
 
     def _take_up(self, job: TrialJob) -> None:
         """Let a trial that was cut off be the next, where all its parts are still there."""
@@ -94,8 +103,12 @@ class Director:
     def next_jobs(self) -> tuple[TrialJob, ...]:
         """Return the next trials, to be trained together; none where nothing more fits.
 
-        It is one trial that trains its backbone, or heads on one backbone.
+        It is one trial that trains its backbone, or heads on one backbone. Where no time is left
+        but that of the finals, and nothing else is running, it is one that is scored again.
         """
+        return self._next_trials() or self._next_final()
+
+    def _next_trials(self) -> tuple[TrialJob, ...]:
         room = self._room()
         if not room or self._nothing_fits or self._keeps_failing():
             return ()
@@ -111,6 +124,20 @@ class Director:
         self._say_why()
         self._nothing_fits = True  # until a trial ends: an idle seat asks several times a second
         return ()
+
+    def _next_final(self) -> tuple[TrialJob, ...]:
+        """Return a finalist that is yet to be scored with another fold held out."""
+        searching = any(job.of is None for job in self._running.values())
+        if self.cancelled or searching or self._unfinished or self.budget.remaining() <= 0:
+            return ()
+        found = self.finals.next_job(self.results, self.baseline(), self._proposer.number)
+        if found is None:
+            return ()
+        job, call = found
+        if not self._running and not self.finals.again:
+            self.emit("phase", name="finals", text="scoring the best on other folds")
+            self.emit("note", text=str(call))
+        return (self._begin(job),)
 
     def _say_why(self) -> None:
         """Say so where the search ends before its time for want of anything that may gain."""
@@ -182,7 +209,7 @@ class Director:
             self.emit("note", text=f"Trial {report.number}: {report.note}.")
         if self.cancelled:
             return False
-        if not self.space.trains_backbone(job.config):
+        if job.of is not None or not self.space.trains_backbone(job.config):
             return True
         phase = self._phase(job.config)
         keeps = self._race.goes_on(phase, job.epochs, report.epoch, report.score)
@@ -191,32 +218,35 @@ class Director:
     def _is_first(self, job: TrialJob) -> bool:
         """Tell whether it is the first trial that trains a backbone, as the regime advises."""
         begun = {r.number: r.config for r in self.results}
-        begun |= {number: other.config for number, other in self._running.items()}
+        begun |= {n: other.config for n, other in self._running.items() if other.of is None}
         return job.number == min(n for n, c in begun.items() if self.space.trains_backbone(c))
 
     def on_outcome(self, outcome: Outcome) -> None:
         """Record how a trial ended, in the folder first of all."""
         job = self._running.pop(outcome.number)
-        self._nothing_fits = False
-        result = TrialResult(
-            outcome.number,
-            job.config,
-            outcome.status,
-            outcome.scores,
-            outcome.score,
-            outcome.loss,
-            round(outcome.seconds, 2),
-            outcome.error,
-            job.epochs,
-        )
+        result = _result_of(job, outcome)
         self.folder.append_trial(result)
-        self.results.append(result)
         self._with_weights.add(result.number)
+        if result.of is not None:
+            self.finals.note(result)
+            self._tell_end(result, self.finals.expected(result))
+            self._drop_weights(usable(self.results))
+            return
+        self._nothing_fits = False
+        self.results.append(result)
         self.study.tell(result)
         trains = self.space.trains_backbone(job.config)
         done = max(1, len(outcome.scores))
         expected = self.budget.expected(job.config, done, trains, job.together)
         self.budget.learn(job, outcome, trains)
+        self._tell_end(result, expected)
+        ordered = usable(self.results)
+        if ordered and ordered[0].number == result.number:
+            self.emit("best", number=result.number, score=result.score)
+        self._drop_weights(ordered)
+        self.finals.reserve(self.results, self.baseline())
+
+    def _tell_end(self, result: TrialResult, expected: float) -> None:
         self.emit(
             "trial_end",
             number=result.number,
@@ -226,10 +256,6 @@ class Director:
             expected=round(expected, 2),
             error=result.error,
         )
-        ordered = usable(self.results)
-        if ordered and ordered[0].number == result.number:
-            self.emit("best", number=result.number, score=result.score)
-        self._drop_weights(ordered)
 
     def baseline(self) -> TrialResult | None:
         """Return the first trial whose head alone was trained; None if there was none."""
@@ -246,22 +272,26 @@ class Director:
     ) -> TrialJob:
         """Begin a trial, one of `together` in step, or go on with one that was begun `before`."""
         number = before.number if before else self._proposer.number
-        self._proposer.number = max(self._proposer.number, number + 1)
         self._proposer.note(config)
         if not self.study.knows(number):
             self.study.expect(number, config)
         precision = before.precision if before else None
         job = self.budget.job(number, config, epochs, precision, together)
         start = before.head_start if before else policy.head_start(self.results, self.space, job)
-        job = replace(job, head_start=start)
-        self._running[number] = job
+        return self._begin(replace(job, head_start=start))
+
+    def _begin(self, job: TrialJob) -> TrialJob:
+        self._proposer.number = max(self._proposer.number, job.number + 1)
+        self._running[job.number] = job
+        config = job.config
         self.emit(
             "trial_start",
-            number=number,
+            number=job.number,
             backbone=config.backbone.name,
             strategy=config.strategy.name,
             head=config.head.name,
-            epochs=epochs,
+            epochs=job.epochs,
+            **({} if job.of is None else {"of": job.of, "fold": job.fold}),
         )
         return job
 
@@ -284,13 +314,17 @@ class Director:
         self._with_weights &= kept
 
 
-def _cut_off(number: int, data: Mapping[str, Any]) -> TrialJob:
-    """Return the job of a trial as its `config.json` has it; its deadline is still to be set."""
-    return TrialJob(
-        number,
-        TrialConfig.from_json(data["config"]),
-        int(data["epochs"]),
-        0.0,
-        Precision(**data["precision"]),
-        head_start=data.get("head_start", {}),  # runs of earlier versions have none
+def _result_of(job: TrialJob, outcome: Outcome) -> TrialResult:
+    return TrialResult(
+        outcome.number,
+        job.config,
+        outcome.status,
+        outcome.scores,
+        outcome.score,
+        outcome.loss,
+        round(outcome.seconds, 2),
+        outcome.error,
+        job.epochs,
+        job.fold,
+        job.of,
     )

@@ -20,7 +20,7 @@ from autoft.search.policy import shares_json
 from autoft.search.portfolio import first_strategies
 from autoft.search.session import Session
 from autoft.search.study import write_view
-from autoft.selection import winner
+from autoft.selection import leaderboard, winner
 from autoft.selection.regime import Profile
 from autoft.training.job import Setup
 from autoft.training.metrics import probabilities
@@ -36,15 +36,20 @@ def end(
     regime: Profile,
 ) -> None:
     """Choose the winner, finish it, and write what the run found."""
-    write_leaderboard(session.folder.path / "leaderboard.csv", director.results)
+    results = [*director.results, *director.finals.again]
+    rows = leaderboard.leaderboard(results)
+    write_leaderboard(session.folder.path / "leaderboard.csv", rows, leaderboard.COLUMNS)
     if director.cancelled:
-        best = winner.usable(director.results)
+        best = winner.usable(results)
         kept = f"the best so far is trial {best[0].number}" if best else "no trial had ended"
         raise Interrupted(
             f"Stopped; {kept}. `autoft resume {session.folder.path}` goes on, `autoft export "
             f"{session.folder.path}` writes the best so far."
         )
-    best_trial = winner.choose(director.results)
+    best_trial = winner.choose(results)
+    finals = winner.finals(results)
+    if finals:
+        session.emit("note", text=_told_of(finals))
     session.emit("phase", name="finish", text=f"finishing trial {best_trial.number}")
     job = FinishJob(
         best_trial,
@@ -94,6 +99,7 @@ def _result(
     finished: Finished,
 ) -> dict[str, Any]:
     """Return what `result.json` holds; its keys are documented in docs/run-folder.md."""
+    finals = winner.finals([*director.results, *director.finals.again])
     statuses = [result.status for result in director.results]
     config = job.winner.config
     ranking = _ranking(session.folder, director.space.backbones)
@@ -111,7 +117,8 @@ def _result(
             "params": config.answers(),
         },
         "trials": {status: statuses.count(status) for status in ("done", "stopped", "failed")},
-        "phases": shares_json(director.results, director.space),
+        "phases": shares_json(director.results, director.space, director.finals.again),
+        "finals": [asdict(each) | {"mean": each.mean} for each in finals],
         "seconds": round(session.spent + time.monotonic() - session.began, 1),
         "regime": _regime(regime, director.results, job.winner),
         "backbones": {each["backbone"]: each["probe"] for each in ranking},
@@ -122,6 +129,12 @@ def _result(
         "split": data.split.hash,
         "versions": json.loads((job.out / "model.json").read_text("utf-8"))["versions"],
     }
+
+
+def _told_of(finals: Sequence[winner.Final]) -> str:
+    """Say what the finals found."""
+    means = ", ".join(f"trial {each.trial} {each.mean:.4f}" for each in finals)
+    return f"Over {len(finals[0].folds)} folds: {means}. Trial {finals[0].trial} wins."
 
 
 def _baseline(baseline: TrialResult | None, finished: Finished) -> dict[str, Any] | None:

@@ -13,7 +13,7 @@ Kind = Literal[
     "progress",  # text, done, total: of what takes longer than two seconds
     "backbone",  # name, score (None if left out), seconds, text
     "regime",  # name, text
-    "trial_start",  # number, backbone, strategy, head, epochs
+    "trial_start",  # number, backbone, strategy, head, epochs; of, fold where it is scored again
     "epoch",  # number, epoch, epochs, score
     "trial_end",  # number, status, score, seconds, expected (seconds), error
     "best",  # number, score

@@ -21,9 +21,10 @@ from autoft.data.cache.files import write_bytes_atomic, write_json_atomic
 from autoft.errors import MachineError, UsageError
 from autoft.search.events import Event
 from autoft.search.settings import Settings
-from autoft.values import TrialResult
+from autoft.training.job import Precision, TrialJob
+from autoft.values import TrialConfig, TrialResult
 
-FORMAT = 3  # of the run folder, raised when an older autoft could not read it
+FORMAT = 4  # of the run folder, raised when an older autoft could not read it
 RESULT = "result.json"
 
 
@@ -72,6 +73,22 @@ class RunFolder:
     def trials(self) -> list[TrialResult]:
         """Return the finished trials in the order in which they ended."""
         return [TrialResult.from_json(line) for line in read_lines(self.path / "trials.jsonl")]
+
+    def begun(self, number: int) -> TrialJob | None:
+        """Return the job of a trial as it was begun, but for its deadline; None: it never was."""
+        data = self.read_json(f"trials/{number:04d}/config.json")
+        if not data:
+            return None
+        return TrialJob(
+            number,
+            TrialConfig.from_json(data["config"]),
+            int(data["epochs"]),
+            0.0,
+            Precision(**data["precision"]),
+            head_start=data["head_start"],
+            fold=data["fold"],
+            of=data["of"],
+        )
 
     def append_event(self, event: Event) -> None:
         """Add one event to `events.jsonl`."""

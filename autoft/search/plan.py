@@ -16,12 +16,14 @@ from typing import Any
 from autoft.data.splits.split import TEST
 from autoft.network.sources import Source
 from autoft.search import images, prepare
-from autoft.search.budget import LIVE_MOST, Budget
+from autoft.search.budget import HEAD_SECONDS, LIVE_MOST, Budget
 from autoft.search.configs import Space, read_fixed
 from autoft.search.engines import tasks, weighing
 from autoft.search.engines.weighing import Listed
 from autoft.search.engines.worker import Worker
 from autoft.search.events import Listener
+from autoft.search.finals import SHARE as FINALS_SHARE
+from autoft.search.finals import START_SECONDS
 from autoft.search.folder import RunFolder
 from autoft.search.images import Data
 from autoft.search.portfolio import portfolio
@@ -40,6 +42,7 @@ BATCH = 32
 FP32 = 4  # bytes of a parameter in a file of weights
 RANK = "One pass over the images for each backbone: probes decide which is best."
 REGIME = f"At most {SHARE:.0%} of the time says what the images are like."
+FINALS = "The best are scored again on other folds, where chance may have chosen among them."
 FINISH = "Exports, their proof, and one reading of the test part."
 GOES_ON = 0.55  # of a trial is trained on the average: two of three stop at a rung
 
@@ -199,7 +202,7 @@ def _costed(
     labels = data.catalog.labels[data.split.fold != TEST]
     prior = portfolio(space, judge(labels, None, (), weights=True, weak=best.weak), ranked)
     configs = (space.default(answers, seed=0) for answers in prior)
-    shared = _phases(budget, space, configs, trials, settings.trials, room)
+    shared = _phases(budget, space, configs, trials, settings.trials, room, data.split.folds)
     phases = (
         Phase(
             "rank",
@@ -249,8 +252,10 @@ def _phases(
     seconds: float,
     most: int | None,
     room: Room,
+    folds: int,
 ) -> Iterator[Phase]:
     """Walk through the first trials while there is time; yield the phases with what they take."""
+    longest = list[float]()  # trials that train a backbone, if they are not stopped
     spent, counts, kept = dict.fromkeys(WHY, 0.0), dict.fromkeys(WHY, 0), dict.fromkeys(WHY, 0)
     for config in configs:
         trains = space.strategies[config.strategy.name].trains_backbone
@@ -264,6 +269,7 @@ def _phases(
         name = "heads" if not trains else "tails" if frozen else "full"
         spent[name] += needed
         counts[name] += 1
+        longest += [needed / GOES_ON] if trains else []
         if frozen and ranked.costs:
             work = budget.work(config.train, epochs)
             way = choose(ranked.costs, frozen, work, room)
@@ -271,11 +277,20 @@ def _phases(
             kept[name] = max(kept[name], stored)
     for name, why in WHY.items():
         yield Phase(name, counts[name], spent[name], kept[name], why)
-    rest = seconds - sum(spent.values())
+    finals = _finals(seconds, min(longest, default=0.0), folds)
+    rest = max(0.0, seconds - sum(spent.values()) - finals.seconds)
     done = max(1, sum(counts.values()))
     more = int(rest / max(sum(spent.values()) / done, 0.1))
     more = more if most is None else min(more, most - sum(counts.values()))
     yield Phase("further", max(0, more), rest, 0, "What gains most per second by then.")
+    yield finals
+
+
+def _finals(seconds: float, trial: float, folds: int) -> Phase:
+    """Return the phase in which the best are scored again: a probe, and a `trial` if that fits."""
+    each = 2 * START_SECONDS + HEAD_SECONDS + trial
+    rounds = min(folds - 1, int(FINALS_SHARE * seconds / each))
+    return Phase("finals", 2 * rounds, rounds * each, 0, FINALS)
 
 
 WHY: Mapping[str, str] = {

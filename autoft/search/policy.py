@@ -80,11 +80,18 @@ def shares(results: Sequence[TrialResult], space: Space) -> dict[Phase, Share]:
     return found
 
 
-def shares_json(results: Sequence[TrialResult], space: Space) -> dict[str, Any]:
-    """Return what each phase took and gave as `result.json` holds it."""
+def shares_json(
+    results: Sequence[TrialResult], space: Space, again: Sequence[TrialResult]
+) -> dict[str, Any]:
+    """Return what each phase took and gave as `result.json` holds it.
+
+    The last are the finals, in which trials were scored `again`.
+    """
+    found: dict[str, Share] = dict(shares(results, space).items())
+    found["finals"] = Share(len(again), sum(each.seconds for each in again))
     rounded = {
         phase: Share(share.trials, round(share.seconds, 1), round(share.gained, 4))
-        for phase, share in shares(results, space).items()
+        for phase, share in found.items()
     }
     return {phase: asdict(share) for phase, share in rounded.items()}
 

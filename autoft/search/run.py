@@ -134,7 +134,14 @@ def _director(
     seed = session.settings.seed
     first = portfolio(space, regime, ranked)
     director = Director(
-        session.folder, space, Study(space, seed), budget, seed, first, session.emit
+        session.folder,
+        space,
+        Study(space, seed),
+        budget,
+        seed,
+        first,
+        session.emit,
+        folds=data.split.folds,
     )
     director.lockstep = session.settings.engine == "local"  # Ray ends all of them or none
     director.resume()
@@ -282,7 +289,7 @@ def _trial_to_export(folder: RunFolder, trial: int | None) -> TrialResult:
     results = folder.trials()
     if trial is None:
         return winner.choose(results)
-    chosen = [result for result in results if result.number == trial]
+    chosen = [result for result in results if result.number == trial and result.of is None]
     if not chosen:
         numbers = ", ".join(str(result.number) for result in winner.usable(results)[:10])
         raise UsageError(f"{folder.path} has no finished trial {trial}. The best are: {numbers}.")

@@ -7,7 +7,8 @@ cache; where there is no room it stays in memory. What is damaged is computed ag
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -24,6 +25,7 @@ from autoft.training.rowstore import (
     Layout,
     Number,
     RowReader,
+    RowWriter,
     Values,
     find_rows,
     fits_half,
@@ -37,6 +39,11 @@ OPEN = 2  # views are open on disk at once: the one that trains and the images h
 
 Read = Callable[[Rows], Tensor]
 """Returns (B, W) of rows (B,), as they are kept."""
+
+
+Computed = tuple[NDArray[np.float32], Sequence[NDArray[np.float32]]]
+Compute = Callable[[Rows, "View"], Iterator[Computed]]
+Key = Callable[["View", Number], str]
 
 
 class OutOfTime(Exception):
@@ -67,23 +74,27 @@ def _missing(rows: Rows, reader: RowReader | None) -> Rows:
 class Activations:
     """What one prefix gives, of several views; `note` says what went wrong ("": nothing).
 
-    `compute` returns fp32 (N, W) of rows (N,) in a view; it may be called from another thread.
-    `key` names what it returns for a view and a number format. With `exact` numbers stay fp32.
-    Nothing more is computed after the time `until` (seconds since 1970).
+    `compute` yields fp32 (B, W) of rows (N,) in a view, batch by batch, and with it (B, W') of
+    each earlier cut that `others` are the keys of: what crosses there is kept by the way. It may
+    be called from another thread. `key` names what it yields for a view and a number format. With
+    `exact` numbers stay fp32. Nothing more is computed after the time `until` (seconds since
+    1970).
     """
 
     def __init__(
         self,
-        compute: Callable[[Rows, View], NDArray[np.float32]],
-        key: Callable[[View, Number], str],
+        compute: Compute,
+        key: Key,
         mode: Mode,
         device: torch.device,
         *,
         exact: bool,
         until: float,
+        others: Sequence[Key] = (),
     ) -> None:
         self._compute = compute
         self._key = key
+        self._others = tuple(others)
         self._mode = mode
         self._device = device
         self.exact = exact
@@ -147,12 +158,26 @@ class Activations:
         for chunk in _cut_up(missing):
             if time.time() > self._until:
                 raise OutOfTime
-            values = self._as_kept(self._compute(chunk, view))
+            values = self._computed(chunk, view)
             written = written and self._write(chunk, values, view)
             if not written or self._mode != "disk":
                 self._check_memory(values.nbytes)
                 fresh.append(_Held(chunk, torch.from_numpy(values)))
         return fresh
+
+    def _computed(self, rows: Rows, view: View) -> Values:
+        """Compute `rows` as they are kept; keep what crosses other cuts on the way."""
+        own = list[Values]()
+        with ExitStack() as stack:
+            keys = [key(view, "float16") for key in self._others]
+            asides = [_Aside(stack, key, rows) for key in keys]
+            for values, others in self._compute(rows, view):
+                own.append(self._as_kept(values))
+                for aside, crossing in zip(asides, others, strict=True):
+                    aside.add(crossing)
+            for aside in asides:
+                aside.publish()
+        return np.concatenate(own)
 
     def _as_kept(self, values: NDArray[np.float32]) -> Values:
         if self.exact:
@@ -203,7 +228,7 @@ class Activations:
         return timed
 
     def _again(self, rows: Rows, view: View) -> Tensor:
-        return torch.from_numpy(self._as_kept(self._compute(rows, view)))
+        return torch.from_numpy(self._computed(rows, view))
 
     def _gathered(
         self, rows: Rows, view: View, reader: RowReader | None, fresh: list[_Held]
@@ -226,6 +251,36 @@ class Activations:
         assert whole is not None  # a part has images
         device = self._device if self._mode == "device" else torch.device("cpu")
         return _Held(rows, whole.to(device))
+
+
+class _Aside:
+    """Writes what crosses an earlier cut, in fp16, where it is not there and there is room."""
+
+    def __init__(self, stack: ExitStack, key: str, rows: Rows) -> None:
+        self._stack, self._key, self._rows = stack, key, rows
+        self._writer: RowWriter | None = None
+        self._wanted = bool(len(_missing(rows, find_rows(KIND, key))))
+
+    def add(self, values: NDArray[np.float32]) -> None:
+        """Take the next rows (B, W); where they cannot be kept no more are taken."""
+        self._wanted = self._wanted and fits_half(values)
+        if not self._wanted:
+            return
+        try:
+            if self._writer is None:
+                layout = Layout((values.shape[1:],), "float16")
+                writing_it = writing(KIND, self._key, self._rows, layout, held=False)
+                self._writer = self._stack.enter_context(writing_it)
+            self._writer.add(values)
+            self._wanted = not self._writer.full
+        except MachineError:  # what is wrong with the cache is told of what the trial needs
+            self._wanted = False
+
+    def publish(self) -> None:
+        """Make known what was written, if it is whole."""
+        if self._wanted and self._writer:
+            with suppress(MachineError):
+                self._writer.publish()
 
 
 def _cut_up(rows: Rows) -> list[Rows]:

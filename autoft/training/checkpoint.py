@@ -43,6 +43,8 @@ def start(folder: Path, job: TrialJob, *, pretrained: bool) -> None:
         "pretrained": pretrained,
         "config": job.config.to_json(),
         "head_start": dict(job.head_start),
+        "fold": job.fold,
+        "of": job.of,
     }
     write_json_atomic(folder / "config.json", config)
     if not (folder / LAST).exists():  # it begins anew: so does its curve

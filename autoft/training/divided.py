@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 from autoft.errors import PluginError
 from autoft.looking import evaluating, noise
 from autoft.network.assemble import Network
-from autoft.network.cut import CannotCut, cut
+from autoft.network.cut import CannotCut, cut, prefix_of
 from autoft.network.folding import folded
 from autoft.training.memory import MicroBatches
 from autoft.training.precision import autocast, place
@@ -83,9 +83,18 @@ class Behind(nn.Module):
 
 
 class Divided:
-    """The network of a trial, divided; `model` is what lies behind the cut."""
+    """The network of a trial, divided; `model` is what lies behind the cut.
 
-    def __init__(self, trial: Trial, depth: int, first: Divided | None = None) -> None:
+    `on_the_way` are earlier cuts, ascending, what crosses which its prefix gives, too.
+    """
+
+    def __init__(
+        self,
+        trial: Trial,
+        depth: int,
+        first: Divided | None = None,
+        on_the_way: Sequence[int] = (),
+    ) -> None:
         """Cut the network of `trial` after `depth` stages, whose weights are as they were built.
 
         What lies before the cut is that of `first` where it is given: a copy that all share.
@@ -95,13 +104,16 @@ class Divided:
         """
         self._trial = trial
         prefix, tail = _parts(trial, depth)
+        self.on_the_way = tuple(on_the_way)
+        if self.on_the_way:
+            prefix = _long_prefix(trial, [*on_the_way, depth])
         # Apart from the network, which trains meanwhile; always in eval mode.
         self._prefix: nn.Module = copy.deepcopy(prefix) if first is None else first._prefix
         self._prefix.eval().requires_grad_(False)
         self._micro = MicroBatches()
         images = noise(trial.network.backbone, 2, trial.setup.image_size)
-        self._crossing = _crossing(trial, self.through(images))
-        self.model = Behind(trial.network, tail, self._crossing)
+        self._crossings = [_crossing(trial, given) for given in self._given(images)]
+        self.model = Behind(trial.network, tail, self._crossings[-1])
         self._check(images)
 
     def rows(self, images: Tensor) -> Tensor:
@@ -112,6 +124,15 @@ class Divided:
         """
         return self._micro.outputs(self._flat, images)
 
+    def all_rows(self, images: Tensor) -> Sequence[Tensor]:
+        """Return what crosses each cut on the way, and the last, in fp32: (N, W) of each.
+
+        Raises:
+            MachineError: the memory does not hold one image.
+        """
+        widths = [sum(part.width for part in each) for each in self._crossings]
+        return torch.split(self._micro.outputs(self._all_flat, images), widths, dim=1)
+
     def folded(self) -> AbstractContextManager[None]:
         """Return a context in which the prefix has its batch norms in its convolutions.
 
@@ -120,16 +141,23 @@ class Divided:
         return folded(self._prefix, self._trial.setup.image_size)
 
     def _flat(self, images: Tensor) -> Tensor:
-        given = zip(self._crossing, self.through(images), strict=True)
-        return torch.cat([each.flat(tensor) for each, tensor in given], dim=1)
+        return _flattened(self._crossings[-1], self.through(images))
 
-    @torch.no_grad()
+    def _all_flat(self, images: Tensor) -> Tensor:
+        given = zip(self._crossings, self._given(images), strict=True)
+        return torch.cat([_flattened(*each) for each in given], dim=1)
+
     def through(self, images: Tensor) -> tuple[Tensor, ...]:
         """Return the tensors that cross for images (N, 3, S, S)."""
+        return self._given(images)[-1]
+
+    @torch.no_grad()
+    def _given(self, images: Tensor) -> tuple[tuple[Tensor, ...], ...]:
+        """Return the tensors that cross each cut on the way, and the last."""
         precision, device = self._trial.job.precision, self._trial.device
         with autocast(precision, device):
-            given: tuple[Tensor, ...] = self._prefix(place(images, precision, device))
-        return given
+            given = self._prefix(place(images, precision, device))
+        return given if self.on_the_way else (given,)
 
     @torch.no_grad()
     def _check(self, images: Tensor) -> None:
@@ -167,6 +195,18 @@ def _parts(trial: Trial, depth: int) -> tuple[fx.GraphModule, fx.GraphModule]:
         return cut(trial.backbone, depth, trial.setup.image_size)
     except CannotCut as error:
         raise CannotShare(str(error)) from error
+
+
+def _long_prefix(trial: Trial, cuts: Sequence[int]) -> fx.GraphModule:
+    try:
+        return prefix_of(trial.backbone, cuts, trial.setup.image_size)
+    except CannotCut as error:
+        raise CannotShare(str(error)) from error
+
+
+def _flattened(crossing: Sequence[Crossing], given: Sequence[Tensor]) -> Tensor:
+    pairs = zip(crossing, given, strict=True)
+    return torch.cat([each.flat(tensor) for each, tensor in pairs], dim=1)
 
 
 def _crossing(trial: Trial, given: Sequence[Tensor]) -> tuple[Crossing, ...]:

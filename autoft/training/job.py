@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -52,6 +52,12 @@ class Images:
         columns = (getattr(self, column.name) for column in fields(self))
         return Images(*(column[chosen] for column in columns))
 
+    def joined(self, other: Images) -> Images:
+        """Return these images and those of `other` after them."""
+        names = [column.name for column in fields(self)]
+        pairs = ((getattr(self, name), getattr(other, name)) for name in names)
+        return Images(*map(np.concatenate, pairs))
+
     def loss_weights(self) -> Weights:
         """Return the weights scaled to a mean of 1, as losses take them.
 
@@ -91,6 +97,14 @@ class Setup:
     metric: str
     device: str
     threads: int
+
+    def holding_out(self, fold: int) -> Setup:
+        """Return the setup in which another `fold` is held out, and the rest is trained on."""
+        if fold == 0:
+            return self
+        both = self.train.joined(self.validation)
+        held = both.folds == fold
+        return replace(self, train=both.take(~held), validation=both.take(held))
 
     def preprocess(self, backbone: Backbone) -> Preprocess:
         """Return how an image becomes the input of `backbone`."""
@@ -186,7 +200,8 @@ class TrialJob:
     `costs` are those of its backbone, by which it chooses how its frozen prefix is shared unless
     `sharing` says so; `together` trials with the same frozen prefix take their steps together.
     `head_start` are answers of the recipe, from the best head so far, for the head that it begins
-    with.
+    with. Where another `fold` than the first is held out, it scores the trial `of` that number
+    again.
     """
 
     number: int
@@ -198,6 +213,8 @@ class TrialJob:
     sharing: Sharing | None = None
     together: int = 1
     head_start: Mapping[str, Value] = field(default_factory=dict)
+    fold: int = 0
+    of: int | None = None
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ EPOCHS_A_VIEW: Final = 3  # ... else one for so many epochs
 MUST_SAVE: Final = 0.05  # of the time of computing again
 LEAST_SHARE: Final = 0.25  # of the forward pass before the cut: less saves little and keeps much
 PLENTY: Final = 0.1  # of the room: what needs no more of it may be kept for less
+BY_THE_WAY: Final = 0.02  # of what computing takes may reading take, if it is kept by the way
 MAY_USE: Final = 0.5  # of what is free in memory and on the disk
 MEMORY_BANDWIDTH: Final = 4e9  # bytes a second that are gathered from memory at the least
 READ_BYTES: Final = 32_000_000  # of the test of reading
@@ -127,6 +128,23 @@ def choose(costs: Costs, cut: int, work: Work, room: Room) -> Sharing:
     if mode == "rerun" or saves < MUST_SAVE:
         return Sharing()
     return Sharing(mode, cut, 0 if mode == "live" else views_for(costs, cut, work))
+
+
+def on_the_way(costs: Costs, cut: int, work: Work, room: Room) -> tuple[int, ...]:
+    """Return the earlier cuts to keep, ascending, when the first `cut` stages run for all views.
+
+    Trials that freeze fewer stages find them there. They are those that such a trial would keep
+    on the disk, as long as writing hardly takes time beside computing and room is plenty.
+    """
+    found, left = list[int](), PLENTY * room.disk
+    for earlier in range(cut - 1, 0, -1):
+        size = bytes_kept(costs, earlier, work)
+        quick = costs.bytes[earlier] / room.bandwidth <= BY_THE_WAY * costs.prefix[earlier]
+        wanted = choose(costs, earlier, work, room).mode in ("disk", "device")
+        if wanted and quick and size <= left:
+            found.insert(0, earlier)
+            left -= size
+    return tuple(found)
 
 
 def seconds(costs: Costs, cut: int, work: Work, room: Room) -> float:

@@ -6,18 +6,17 @@ every step: on views that nobody saw before, so that its numbers are others.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from autoft.data.views import view_batches
 from autoft.network.folding import WORTH
 from autoft.training import checkpoint, plan
-from autoft.training.activations import Activations, Read, View, is_kept
+from autoft.training.activations import Activations, Computed, Read, View, is_kept
 from autoft.training.divided import CannotShare, Divided, uncut
 from autoft.training.evaluate import EVALUATION_BATCH
 from autoft.training.features import cache_key
@@ -30,15 +29,17 @@ from autoft.values import is_of_images
 class Shared:
     """What the prefix of a trial gives, kept; `divided` is its network, cut there."""
 
-    def __init__(self, trial: Trial, sharing: Sharing) -> None:
+    def __init__(self, trial: Trial, sharing: Sharing, on_the_way: Sequence[int] = ()) -> None:
         """Cut the network of `trial`, whose weights are as they were built.
+
+        What crosses earlier cuts `on_the_way` is kept for other trials.
 
         Raises:
             CannotShare: says why.
         """
         self._sharing = sharing
         self._trial = trial
-        self.divided = Divided(trial, sharing.cut)
+        self.divided = _divided(trial, sharing.cut, on_the_way)
         self._kept = Activations(
             self._computed,
             self._key,
@@ -46,6 +47,7 @@ class Shared:
             trial.device,
             exact=sharing.exact,
             until=trial.job.deadline,
+            others=[partial(key_of, trial, each) for each in self.divided.on_the_way],
         )
 
     @property
@@ -94,19 +96,28 @@ class Shared:
         for start in range(0, len(rows), EVALUATION_BATCH):
             yield read(rows[start : start + EVALUATION_BATCH])
 
-    def _computed(self, rows: Rows, view: View) -> NDArray[np.float32]:
-        """Run the prefix over `rows` (N,) in `view`; return (N, W)."""
+    def _computed(self, rows: Rows, view: View) -> Iterator[Computed]:
+        """Run the prefix over `rows` (N,) in `view`, a batch at a time."""
         trial = self._trial
         batches = view_batches(
             trial.setup.store, rows, trial.pre, view.augment, view.number, EVALUATION_BATCH
         )
         with self.divided.folded() if len(rows) >= WORTH else nullcontext():
-            found = [self.divided.rows(images).cpu().numpy() for images in batches]
-        joined: NDArray[np.float32] = np.concatenate(found)
-        return joined
+            for images in batches:
+                *others, own = (each.cpu().numpy() for each in self.divided.all_rows(images))
+                yield own, others
 
     def _key(self, view: View, dtype: Number) -> str:
         return key_of(self._trial, self._sharing.cut, view, dtype)
+
+
+def _divided(trial: Trial, depth: int, on_the_way: Sequence[int]) -> Divided:
+    try:
+        return Divided(trial, depth, on_the_way=on_the_way)
+    except CannotShare:
+        if not on_the_way:
+            raise
+        return Divided(trial, depth)  # other cuts must not keep the trial from its own
 
 
 def view_of(trial: Trial, number: int) -> View:
@@ -141,17 +152,19 @@ def share(trial: Trial) -> tuple[Sharing, Shared | None, str]:
     try:
         if wanted is not None:
             return wanted, Shared(trial, wanted), ""
-        chosen = _planned(trial, depth)
-        return chosen, None if chosen.mode == "rerun" else Shared(trial, chosen), ""
+        chosen, on_the_way = _planned(trial, depth)
+        if chosen.mode == "rerun":
+            return chosen, None, ""
+        return chosen, Shared(trial, chosen, on_the_way), ""
     except CannotShare as error:
         return rerun, None, str(error)
 
 
-def _planned(trial: Trial, depth: int) -> Sharing:
-    """Return what costs the least by the measured costs of the backbone."""
+def _planned(trial: Trial, depth: int) -> tuple[Sharing, Sequence[int]]:
+    """Return what costs the least by the measured costs, and which cuts to keep on the way."""
     costs, job, setup = trial.job.costs, trial.job, trial.setup
     if costs is None:
-        return Sharing(cut=depth)
+        return Sharing(cut=depth), ()
     work = plan.Work(
         train=len(setup.train),
         validation=len(setup.validation),
@@ -159,11 +172,13 @@ def _planned(trial: Trial, depth: int) -> Sharing:
         augmented=trial.recipe.augment != "none",
         mixed=is_of_images(trial.recipe.mix),
     )
-    chosen = plan.choose(costs, depth, work, plan.room_of(setup.device))
+    room = plan.room_of(setup.device)
+    chosen = plan.choose(costs, depth, work, room)
     if chosen.mode == "rerun" and costs.bytes[depth]:  # what earlier trials kept may turn it
         work = replace(work, kept=_views_kept(trial, depth, plan.views_for(costs, depth, work)))
-        chosen = plan.choose(costs, depth, work, plan.room_of(setup.device))
-    return chosen
+        chosen = plan.choose(costs, depth, work, room)
+    on_disk = chosen.mode in ("disk", "device")
+    return chosen, plan.on_the_way(costs, depth, work, room) if on_disk else ()
 
 
 def _views_kept(trial: Trial, depth: int, views: int) -> int:

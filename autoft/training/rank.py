@@ -183,12 +183,7 @@ def pool(setup: Setup, limit: int = MAX_IMAGES) -> tuple[Images, list[Division]]
     drawn from each part.
     """
     train, held = subsample(setup.train, limit), subsample(setup.validation, limit)
-    both = Images(
-        *(
-            np.concatenate([getattr(train, column.name), getattr(held, column.name)])
-            for column in fields(Images)
-        )
-    )
+    both = train.joined(held)
     asked = np.arange(len(both)) >= len(train)
     others = np.unique(train.folds[train.folds >= 0])
     flags = [asked]

@@ -246,6 +246,7 @@ class RowWriter:
     key: str
     rows: Rows
     layout: Layout
+    held: bool = True
     full: bool = False
     _folder: Path | None = None
     _file: BinaryIO | None = None
@@ -295,7 +296,8 @@ class RowWriter:
             _write(self._folder / _ABOUT, json.dumps(about).encode("ascii"))
             entry = _entry(self.kind, self.key, self.rows)
             publish(self._folder, entry, lambda: _is_whole(entry, self.key))
-            self._keep(entry)
+            if self.held:
+                self._keep(entry)
         return not self.full
 
     def _keep(self, entry: Path) -> None:
@@ -322,10 +324,13 @@ class RowWriter:
 
 
 @contextlib.contextmanager
-def writing(kind: str, key: str, rows: Rows, layout: Layout) -> Iterator[RowWriter]:
+def writing(
+    kind: str, key: str, rows: Rows, layout: Layout, *, held: bool = True
+) -> Iterator[RowWriter]:
     """Give a writer of `rows`, ascending, under `key`; what is not published leaves nothing.
 
-    Where there is no room, the writer takes the rows all the same, and `publish` tells.
+    Where there is no room, the writer takes the rows all the same, and `publish` tells. What is
+    not `held` is for later: it may be evicted before anybody here has read it.
 
     Raises:
         MachineError: the cache cannot be written.
@@ -334,7 +339,7 @@ def writing(kind: str, key: str, rows: Rows, layout: Layout) -> Iterator[RowWrit
     rows = np.ascontiguousarray(rows, np.int64)
     if not len(rows) or (np.diff(rows) <= 0).any():
         raise ValueError("rows have to be ascending, and one at least")
-    writer = RowWriter(kind, key, rows, layout)
+    writer = RowWriter(kind, key, rows, layout, held)
     with ExitStack() as stack:
         try:
             make_room((layout.row_bytes + ROW_BYTES) * len(rows) + ABOUT_BYTES)

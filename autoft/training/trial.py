@@ -52,7 +52,8 @@ def train_trials(
     ended: dict[int, Outcome] = {}
     for members in _alike(jobs):
         try:
-            for outcome in _train(setup, members, report, most):
+            held_out = setup.holding_out(members[0].fold)
+            for outcome in _train(held_out, members, report, most):
                 ended[outcome.number] = outcome
         except BaseException as error:  # noqa: BLE001 - plugins may raise anything at all
             late = (job for job in members if job.number not in ended)
@@ -70,7 +71,7 @@ def _alike(jobs: Sequence[TrialJob]) -> list[list[TrialJob]]:
             starts[part] = _start_of(job)
         alike: Hashable = "in step" if _is_live(job) else job.number
         if (begins := starts[part]) is not None:
-            alike = config.backbone.name, begins, config.seed, job.precision, job.epochs
+            alike = config.backbone.name, begins, config.seed, job.precision, job.epochs, job.fold
         groups.setdefault(alike, []).append(job)
     return list(groups.values())
 

@@ -245,11 +245,16 @@ def _counts(run: Path, test: int) -> list[int]:
 
 
 def curve_of(events: Path) -> list[list[float]]:
-    """Return [seconds, best validation score so far] wherever it rose, from epochs and ends."""
-    best, curve = -1.0, list[list[float]]()
+    """Return [seconds, best validation score so far] wherever it rose, from epochs and ends.
+
+    What scored a trial again on another fold does not count.
+    """
+    best, curve, again = -1.0, list[list[float]](), set[int]()
     for event in _events(events):
         score = event.get("score")
-        if event["kind"] in ("epoch", "trial_end") and score is not None and score > best:
+        again |= {event["number"]} if "of" in event else set()
+        counts = event["kind"] in ("epoch", "trial_end") and event["number"] not in again
+        if counts and score is not None and score > best:
             best = score
             curve.append([event["at"], best])
     return curve

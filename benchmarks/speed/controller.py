@@ -23,8 +23,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from goals import Line, table
 from page import write_between
-from sharing import HEADS, Line, table
+from sharing_heads import HEADS
 
 from autoft.search import prepare
 from autoft.search.budget import Budget

@@ -1,0 +1,110 @@
+"""P3, P4, P5: steps of training on what is kept against steps that run the prefix again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from statistics import median
+
+import numpy as np
+import torch
+from baseline import CPU, built, step
+from generated import FORMAT, costs_of, job_of, prepared_trial
+from goals import Line, Spent, spending
+
+from autoft.data.views import evaluation_batches
+from autoft.training.job import Setup, Sharing
+from autoft.training.precision import place
+from autoft.training.prefix import Shared
+from autoft.values import Part, TrialConfig
+
+# A cut at about 75 to 80 % of the work for P3, at small tensors for P4: model and work before it.
+CUTS = (
+    ("resnet18", 0.77, "P3", 1.8, 2.0),
+    ("vit_tiny_patch16_224", 0.76, "P3", 1.8, 2.0),
+    ("mobilenetv3_small_100", 0.94, "P4", 5.0, 8.0),
+    ("mobilenetv3_small_100 by rows", 0.94, "P4", 5.0, 8.0),
+    ("efficientnet_b0", 0.87, "P4", 3.5, 5.0),
+    ("efficientnet_b0 by rows", 0.87, "P4", 3.5, 5.0),
+)
+
+
+def tails(setup: Setup, rounds: int) -> Iterator[Line]:
+    """Time steps of training on what is kept against steps that run the prefix again."""
+    for model, wanted, goal, must, stretch in CUTS:
+        yield from tail(setup, model, wanted, goal, must, stretch, rounds)
+
+
+def tail(
+    setup: Setup, model: str, wanted: float, goal: str, must: float, stretch: float, rounds: int
+) -> Iterator[Line]:
+    """Compare steps of one network at the cut that has about the `wanted` share before it."""
+    small = replace(setup, train=setup.train.take(np.arange(64)))
+    backbone = built(setup, model, FORMAT)
+    costs = costs_of(backbone, setup)
+    shares = [each / costs.prefix[-1] for each in costs.prefix]
+    depth = min(range(1, len(shares) - 1), key=lambda k: abs(shares[k] - wanted))
+    spent = {mode: Spent() for mode in ("kept", "rerun", "prefix", "tail")}
+    step = _Steps(small, model, depth)
+    for _ in range(rounds + 1):
+        for mode, run in step.ways().items():
+            with spending(spent[mode]):
+                run()
+    kept, rerun = median(spent["kept"].processor), median(spent["rerun"].processor)
+    prefix, alone = median(spent["prefix"].processor), median(spent["tail"].processor)
+    what = f"{model}, {depth} of {len(shares) - 1} stages ({shares[depth]:.0%} of the work): "
+    sides = f"kept {spent['kept']} s, run again {spent['rerun']} s for {STEPS} steps"
+    detail = {mode: asdict(each) for mode, each in spent.items()}
+    yield Line(goal, what + sides, rerun / kept, must, stretch, detail=detail)
+    ideal = (prefix + alone) / alone
+    yield Line("P5", f"{model}: reached of {ideal:.2f}x", rerun / kept / ideal, 0.9, 0.97, "")
+
+
+STEPS, STEP_BATCH = 4, 16
+
+
+class _Steps:
+    """The same steps of a tail in four ways: kept, run again, and both sides by themselves."""
+
+    def __init__(self, setup: Setup, model: str, depth: int) -> None:
+        self.setup, self.model, self.depth = setup, model, depth
+        config = TrialConfig(
+            Part(model), Part("freeze", {"depth": 0.5}), Part("linear"), {"batch_size": 16}, seed=0
+        )
+        sharing = Sharing("disk", depth, 1)
+        self.trial = prepared_trial(setup, job_of(0, config, 1, sharing), depth)
+        self.shared = Shared(self.trial, sharing)
+        self.read = self.shared.train_rows(0)
+        self.rows = setup.train.rows[: STEPS * STEP_BATCH]
+        self.images = next(
+            evaluation_batches(setup.store, self.rows, self.trial.pre, len(self.rows))
+        )
+        self.targets = torch.eye(len(setup.classes))[
+            torch.from_numpy(setup.train.labels[: len(self.rows)])
+        ]
+        self.held = self.read(self.rows)
+        live = [p for p in self.trial.network.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(live, lr=0.0)
+
+    def ways(self) -> dict[str, Callable[[], None]]:
+        """Return what runs STEPS steps in each way."""
+        behind = self.shared.divided.model
+        return {
+            "kept": lambda: self._train(behind, lambda at: self.read(self.rows[at])),
+            "rerun": lambda: self._train(self.trial.network, lambda at: self.images[at]),
+            "prefix": self._prefix,
+            "tail": lambda: self._train(behind, lambda at: self.held[at]),
+        }
+
+    def _train(self, model: torch.nn.Module, given: Callable[[slice], torch.Tensor]) -> None:
+        self.trial.network.train()
+        for number in range(STEPS):
+            at = slice(number * STEP_BATCH, (number + 1) * STEP_BATCH)
+            inputs = place(given(at), FORMAT, CPU)
+            loss = torch.nn.functional.cross_entropy(model(inputs), self.targets[at])
+            step(self.optimizer, loss)
+
+    def _prefix(self) -> None:
+        for number in range(STEPS):
+            at = slice(number * STEP_BATCH, (number + 1) * STEP_BATCH)
+            self.shared.divided.through(self.images[at])
