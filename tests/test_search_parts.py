@@ -520,7 +520,9 @@ def test_a_phase_that_never_pays_starves_and_is_left_at_last() -> None:
 
 def test_what_each_phase_took_and_gave_is_told() -> None:
     results = by_phase(heads=[0.6, 0.7], tails=[0.65, 0.8], full=[0.75])
-    assert policy.shares_json(results, make_space()) == {
+    again = [TrialResult(9, results[0].config, "done", seconds=1.5, fold=1, of=0)]
+    assert policy.shares_json(results, make_space(), again) == {
+        "finals": {"trials": 1, "seconds": 1.5, "gained": 0.0},
         "heads": {"trials": 2, "seconds": 2.0, "gained": 0.1},
         "tails": {"trials": 2, "seconds": 20.0, "gained": 0.1},
         "full": {"trials": 1, "seconds": 10.0, "gained": 0.0},

@@ -69,8 +69,10 @@ def tree_hash(root: Path) -> str:
 
 
 def trials(out: Path) -> list[dict]:
+    """Return the trials that ended, without what scored one again on another fold."""
     file = out / "trials.jsonl"
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    lines = file.read_text().splitlines() if file.exists() else []
+    return [each for each in map(json.loads, lines) if each["of"] is None]
 
 
 def wait_for(condition, process: subprocess.Popen[str]) -> None:
@@ -109,9 +111,10 @@ def test_a_search_leaves_a_proven_model_and_an_honest_number(finished, photos) -
     for name in ("model.safetensors", "model.onnx", "model.ts", "model.pt2", "model.json",
                  "parity.json", "README.md"):  # fmt: skip
         assert (best / name).stat().st_size > 0
-    scores = [t["score"] for t in trials(finished) if t["status"] != "failed"]
-    assert result["winner"]["trial"] in {t["number"] for t in trials(finished)}
-    assert result["score"] == pytest.approx(max(scores), abs=0.02)  # bf16 in trials, fp32 here
+    scores = {t["number"]: t["score"] for t in trials(finished) if t["status"] != "failed"}
+    won = scores[result["winner"]["trial"]]
+    assert won == max(scores.values()) or result["finals"]
+    assert result["score"] == pytest.approx(won, abs=0.02)  # bf16 in trials, fp32 here
 
 
 def test_the_test_part_is_whole_and_was_never_trained_on(finished) -> None:

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 from scipy.stats import spearmanr
 
+from autoft.data.cache.entries import entries
 from autoft.data.cache.files import cache_root
 from autoft.data.inputs.sample import write_sample
 from autoft.data.views import training_batches, view_batches
@@ -279,7 +280,8 @@ def planned(setup, depth, **given) -> TrialJob:
         bytes=(0, *(1000 for _ in range(stages))),
     )
     part = Part("freeze", {"depth": depth / stages})
-    return replace(job("test_resnet", None, strategy=part, augment="none", **given), costs=costs)
+    given = {"augment": "none"} | given
+    return replace(job("test_resnet", None, strategy=part, **given), costs=costs)
 
 
 def test_what_crosses_earlier_cuts_is_kept_on_the_way(
@@ -299,6 +301,40 @@ def test_what_crosses_earlier_cuts_is_kept_on_the_way(
     assert furthest(kept[1], made[1]) == 0
 
 
+def test_what_is_kept_on_the_way_is_not_held(setup, fixed, own_cache, tmp_path) -> None:
+    work = planned(setup, 3)
+    trained(setup, tmp_path / "a", replace(work, sharing=Sharing("disk", 3, 1)))
+    own = {entry.path for entry in entries()}
+    assert own
+    shutil.rmtree(own_cache)
+    trained(setup, tmp_path / "b", work)
+    found = [entry for entry in entries() if entry.path not in own and entry.kind == "activations"]
+    assert len(found) == 4  # of two cuts, images to train on and to validate
+    assert not any(entry.held for entry in found)
+
+
+def test_nothing_is_kept_twice_on_the_way(setup, fixed, own_cache, tmp_path, monkeypatch) -> None:
+    trained(setup, tmp_path / "a", planned(setup, 3))
+    asked: list[int] = []
+    plain = divided.prefix_of
+    monkeypatch.setattr(divided, "prefix_of", lambda *given: asked.append(1) or plain(*given))
+    trained(setup, tmp_path / "b", planned(setup, 3, lr=1e-4))
+    assert not asked
+    trained(setup, tmp_path / "c", planned(setup, 3, augment="crop"))
+    assert asked  # of other views nothing is there
+
+
+def test_a_trial_on_another_fold_keeps_what_it_was_kept_by(
+    setup, fixed, own_cache, tmp_path
+) -> None:
+    how = Sharing("ram", bound_depth(setup, "test_resnet"), 3)
+    trained(setup, tmp_path, job("test_resnet", how))
+    again = replace(job("test_resnet", None, number=1), fold=1, of=0)
+    assert sharing_of(trained(setup, tmp_path, again)[2]) == sharing_of(
+        tmp_path / "trials" / "0000"
+    )
+
+
 @pytest.mark.parametrize("broken", ["cut", "disk", "numbers"])
 def test_what_cannot_be_kept_on_the_way_does_not_touch_the_trial(
     setup, fixed, own_cache, tmp_path, monkeypatch, broken
@@ -307,7 +343,6 @@ def test_what_cannot_be_kept_on_the_way_does_not_touch_the_trial(
         setup, tmp_path / "a", replace(planned(setup, 3), sharing=Sharing("disk", 3, 1))
     )
     shutil.rmtree(own_cache)
-    widths: list[int] = []
 
     def refused(*_, **__):
         raise CannotCut("for the test")
@@ -317,14 +352,10 @@ def test_what_cannot_be_kept_on_the_way_does_not_touch_the_trial(
             raise MachineError("for the test")
         return rowstore.writing(*given)
 
-    def fits(values):
-        widths.append(values.shape[1])
-        return values.shape[1] == widths[0]  # the trial's own come first
-
     place, name, instead = {
         "cut": (divided, "prefix_of", refused),
         "disk": (activations, "writing", full),
-        "numbers": (activations, "fits_half", fits),
+        "numbers": (activations, "fits_half", lambda _: False),
     }[broken]
     monkeypatch.setattr(place, name, instead)
     kept = trained(setup, tmp_path / "b", planned(setup, 3))
@@ -418,12 +449,16 @@ DAMAGE = {
 }
 
 
+@pytest.mark.parametrize("on_the_way", [False, True])
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_activations_damaged_in_mid_run_are_computed_again(
-    setup, fixed, own_cache, tmp_path, damage
+    setup, fixed, own_cache, tmp_path, damage, on_the_way
 ) -> None:
     how = Sharing("disk", bound_depth(setup, "test_resnet"), 2)
-    whole = trained(setup, tmp_path / "a", job("test_resnet", how, epochs=4))
+    work = job("test_resnet", how, epochs=4)
+    if on_the_way:
+        work = planned(setup, 3, epochs=4)
+    whole = trained(setup, tmp_path / "a", work)
     shutil.rmtree(own_cache)
 
     def breaks(report) -> bool:
@@ -431,7 +466,6 @@ def test_activations_damaged_in_mid_run_are_computed_again(
             DAMAGE[damage](own_cache)
         return True
 
-    work = job("test_resnet", how, epochs=4)
     outcome = train_trial(replace(setup, folder=tmp_path / "b"), work, breaks)
     assert outcome.scores == whole[0].scores
     found = load_file(tmp_path / "b" / "trials" / "0000" / "scored.safetensors")

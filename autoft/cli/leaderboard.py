@@ -91,8 +91,6 @@ def _cells(row: dict[str, Any], names: Sequence[str]) -> list[str]:
 
 
 def _cell(name: str, value: Any) -> str:
-    if name == "mean" and value is None:
-        return ""
     if name in ("score", "mean"):
         return number(value)
     if name == "seconds":

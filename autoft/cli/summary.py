@@ -61,11 +61,16 @@ def _lines(folder: Path, result: Mapping[str, Any]) -> list[str]:
 def phase_lines(phases: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Say where the time for trials went, and what each phase gained; earlier runs do not know."""
     shown = [
-        f"{clean(name)} {duration(share['seconds'])} ({share['trials']}, +{share['gained']:.3f})"
+        f"{clean(name)} {duration(share['seconds'])} ({share['trials']}{_gain(name, share)})"
         for name, share in phases.items()
         if share["trials"]
     ]
     return [f"Time (trials, gain): {', '.join(shown)}."] if shown else []
+
+
+def _gain(phase: str, share: Mapping[str, Any]) -> str:
+    """Say by how much a phase raised the best score; finals choose, and raise nothing."""
+    return "" if phase == "finals" else f", +{share['gained']:.3f}"
 
 
 def finals_lines(finals: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -91,15 +91,21 @@ def prefix_of(
     """
     for k in cuts:
         _check_stage(backbone, k)
-    whole = _Whole(backbone, image_size or backbone.image_size)
-    found = _traced(backbone, whole.image_size)
+    try:
+        return _prefix_of(backbone, cuts, image_size or backbone.image_size)
+    except Exception as error:  # a network's own code may fail in any way
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise CannotCut(f"The cuts {list(cuts)} cannot be made in one pass: {first}") from error
+
+
+def _prefix_of(backbone: Backbone, cuts: Sequence[int], image_size: int) -> fx.GraphModule:
+    found = _traced(backbone, image_size)
     build = _Builder(backbone.module, found)
     build.begin()
-    last = cuts[-1]
-    given = tuple(_crossed(build, _sides(found, k), copied=k != last) for k in cuts)
+    given = tuple(_crossed(build, _sides(found, k), copied=k != cuts[-1]) for k in cuts)
     prefix = build.finished("Prefix", given)
     with preserved(backbone.module), torch.no_grad():
-        images = whole.features()[0][0]
+        images = noise(backbone.module, CHECKED_BATCHES[0], image_size)
         for k, tensors in zip(cuts, prefix(images), strict=True):
             alone, _ = _divide(backbone.module, found, k)(())
             for one, expected in zip(tensors, alone(images), strict=True):

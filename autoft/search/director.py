@@ -32,8 +32,9 @@ class Director:
     """The state of a search while it runs.
 
     With `lockstep` its engine can end one of several trials that take their steps together, and
-    the memory holds them. The split has so many `folds`. What scored a trial again is with the
-    `finals`, not among the `results`.
+    the memory holds them. The split has so many `folds`, a score in one is as noisy as that of so
+    many `images` (0: those held out), and `seats` trials run at the same time. What scored a trial
+    again is with the `finals`, not among the `results`.
     """
 
     folder: RunFolder
@@ -46,6 +47,8 @@ class Director:
     cancelled: bool = False
     lockstep: bool = True
     folds: int = 1
+    images: int = 0
+    seats: int = 1
     results: list[TrialResult] = field(default_factory=list)
     _running: dict[int, TrialJob] = field(default_factory=dict)
     _unfinished: list[TrialJob] = field(default_factory=list)
@@ -58,8 +61,8 @@ class Director:
     def __post_init__(self) -> None:
         """Have the proposer see every result."""
         self._proposer = Proposer(self.space, self.study, self.budget, self.seed, self.results)
-        images = self.budget.validation_images
-        self.finals = Finals(self.folder, self.space, self.budget, self.folds, images)
+        images = self.images or self.budget.validation_images
+        self.finals = Finals(self.folder, self.space, self.budget, self.folds, images, self.seats)
 
     def resume(self) -> None:
         """Take up what the run folder holds: finished trials, and those cut off."""
@@ -83,9 +86,11 @@ class Director:
             job = self.folder.begun(number) if number not in finished else None
             if job and job.of is None:
                 self._take_up(job)
+            elif job:  # a final that was cut off begins anew
+                self._with_weights.add(number)
         self._proposer.number = max([*finished, *started], default=-1) + 1
         self._proposer.first = deque(self.first)
-        self.finals.reserve(self.results, self.baseline())
+        self.finals.reserve(usable(self.results), self.baseline())
 
     def _take_up(self, job: TrialJob) -> None:
         """Let a trial that was cut off be the next, where all its parts are still there."""
@@ -128,9 +133,10 @@ class Director:
     def _next_final(self) -> tuple[TrialJob, ...]:
         """Return a finalist that is yet to be scored with another fold held out."""
         searching = any(job.of is None for job in self._running.values())
-        if self.cancelled or searching or self._unfinished or self.budget.remaining() <= 0:
+        if self.cancelled or searching or self.budget.remaining() <= 0:
             return ()
-        found = self.finals.next_job(self.results, self.baseline(), self._proposer.number)
+        ordered, number = usable(self.results), self._proposer.number
+        found = self.finals.next_job(ordered, self.baseline(), number)
         if found is None:
             return ()
         job, call = found
@@ -244,7 +250,7 @@ class Director:
         if ordered and ordered[0].number == result.number:
             self.emit("best", number=result.number, score=result.score)
         self._drop_weights(ordered)
-        self.finals.reserve(self.results, self.baseline())
+        self.finals.reserve(ordered, self.baseline())
 
     def _tell_end(self, result: TrialResult, expected: float) -> None:
         self.emit(
@@ -259,7 +265,8 @@ class Director:
 
     def baseline(self) -> TrialResult | None:
         """Return the first trial whose head alone was trained; None if there was none."""
-        heads = [r for r in usable(self.results) if not self.space.trains_backbone(r.config)]
+        scored = (each for each in self.results if each.status != "failed")
+        heads = (each for each in scored if not self.space.trains_backbone(each.config))
         return min(heads, key=lambda result: result.number, default=None)
 
     def _start(
@@ -308,6 +315,7 @@ class Director:
         baseline = self.baseline()
         kept = {result.number for result in ordered[: policy.KEPT]} | set(self._running)
         kept |= {baseline.number} if baseline else set()
+        kept |= {each.of for each in self.finals.again if each.of is not None}
         for number in self._with_weights - kept:
             for weights in self.folder.trial(number).glob("*.safetensors"):
                 weights.unlink(missing_ok=True)

@@ -9,15 +9,13 @@ the first fold.
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from autoft.search.budget import Budget
 from autoft.search.configs import Space
 from autoft.search.folder import RunFolder
 from autoft.search.policy import KEPT
-from autoft.selection.winner import usable
 from autoft.training.job import TrialJob
 from autoft.values import TrialResult
 
@@ -45,12 +43,19 @@ class Call:
             f"may do: each is scored again with {folds} held out."
         )
 
+    def pairs(self) -> Iterator[Pair]:
+        """Yield trials and folds, fold by fold and the best first."""
+        for fold in range(1, self.rounds + 1):
+            for number in self.finalists:
+                yield number, fold
+
 
 @dataclass
 class Finals:
     """Calls trials to the finals, and has what became `again` of them.
 
-    The split has so many `folds`, and `images` are held out in one.
+    The split has so many `folds`; a score in one is as noisy as that of so many `images`. `seats`
+    trials are trained at the same time.
     """
 
     folder: RunFolder
@@ -58,8 +63,10 @@ class Finals:
     budget: Budget
     folds: int = 1
     images: int = 1
+    seats: int = 1
     again: list[TrialResult] = field(default_factory=list)
     _tried: set[Pair] = field(default_factory=set)
+    _called: Call | None = None
 
     def note(self, result: TrialResult) -> None:
         """Learn how a trial did with another fold held out."""
@@ -67,73 +74,86 @@ class Finals:
         self.again.append(result)
         self._tried.add((result.of, result.fold))
 
-    def reserve(self, results: Sequence[TrialResult], baseline: TrialResult | None) -> None:
-        """Leave the finals the time that they need."""
-        call = self._call(results, baseline, SHARE * self.budget.whole())
-        self.budget.reserved = call.rounds * call.seconds if self._left(call) else 0.0
+    def reserve(self, ordered: Sequence[TrialResult], baseline: TrialResult | None) -> None:
+        """Leave the finals the time that they need; trials come best first."""
+        self._called = None
+        call = self._call(ordered, baseline, SHARE * self._whole(ordered))
+        left = any(pair not in self._tried for pair in call.pairs())
+        self.budget.reserved = call.rounds * call.seconds if left else 0.0
 
     def next_job(
-        self, results: Sequence[TrialResult], baseline: TrialResult | None, number: int
+        self, ordered: Sequence[TrialResult], baseline: TrialResult | None, number: int
     ) -> tuple[TrialJob, Call] | None:
         """Return a finalist to be scored again, as trial `number`; None where there is none.
 
-        It begins as it began first.
+        It begins as it began first. Who is called stays as it is until another trial ends.
         """
-        took = time.time() - self.budget.began
-        most = min(SHARE * self.budget.whole(), SHARE / (1 - SHARE) * took)
-        call = self._call(results, baseline, most)
-        for of, fold in self._left(call):
+        if self._called is None:
+            took = self._seconds(ordered)
+            most = min(SHARE * self._whole(ordered), SHARE / (1 - SHARE) * took)
+            self._called = self._call(ordered, baseline, most)
+        known = {each.number: each for each in ordered}
+        for of, fold in self._called.pairs():
+            if (of, fold) in self._tried or self.expected(known[of]) > self.budget.remaining():
+                continue
             self._tried.add((of, fold))
             if before := self.folder.begun(of):
                 job = self.budget.job(number, before.config, before.epochs, before.precision)
-                return replace(job, head_start=before.head_start, fold=fold, of=of), call
+                job = replace(job, head_start=before.head_start, fold=fold, of=of)
+                return job, self._called
         return None
 
     def expected(self, result: TrialResult) -> float:
         """Return the seconds that a trial is expected to take again."""
+        took = [each.seconds for each in self.again if each.of == result.number]
+        if took or result.config.backbone.name not in self.budget.ranked:
+            return max(took, default=result.seconds)
         trains, epochs = self.space.trains_backbone(result.config), max(1, len(result.scores))
-        if result.config.backbone.name not in self.budget.ranked:
-            return result.seconds
         return max(result.seconds, self.budget.expected(result.config, epochs, trains))
 
+    def _seconds(self, results: Sequence[TrialResult]) -> float:
+        """Return the seconds by the clock that trials took, in all commands of the run."""
+        return sum(each.seconds for each in results) / self.seats
+
+    def _whole(self, results: Sequence[TrialResult]) -> float:
+        """Return the seconds of all trials, past and to come."""
+        return self._seconds(results) + self._seconds(self.again) + self.budget.remaining()
+
     def _call(
-        self, results: Sequence[TrialResult], baseline: TrialResult | None, most: float
+        self, ordered: Sequence[TrialResult], baseline: TrialResult | None, most: float
     ) -> Call:
         """Call the trials that come as near to the best as noise, to take `most` seconds in all.
 
         What takes longest is left out until one round fits, but never the best; one trial alone
         is not called.
         """
-        before = sum(each.seconds for each in self.again)
-        allowed = before + min(most - before, self.budget.remaining())
-        near = self._near(results, baseline)
+        before = self._seconds(self.again)
+        allowed = min(most, before + self.budget.remaining())
+        near = self._near(ordered, baseline)
         while len(near) > 1:
-            seconds = sum(START_SECONDS + self.expected(each) for each in near)
+            each = [START_SECONDS + self.expected(one) for one in near]
+            seconds = max(*each, sum(each) / self.seats)
             if rounds := min(self.folds - 1, int(max(0.0, allowed) / seconds)):
-                return Call(tuple(each.number for each in near), rounds, seconds)
+                return Call(tuple(one.number for one in near), rounds, seconds)
             near.remove(max(near[1:], key=self.expected))
         return Call()
 
-    def _left(self, call: Call) -> list[Pair]:
-        """Return who still has a turn, fold by fold."""
-        pairs = [(n, fold) for fold in range(1, call.rounds + 1) for n in call.finalists]
-        return [pair for pair in pairs if pair not in self._tried]
-
     def _near(
-        self, results: Sequence[TrialResult], baseline: TrialResult | None
+        self, ordered: Sequence[TrialResult], baseline: TrialResult | None
     ) -> list[TrialResult]:
         """Return the best trial, and those whose score is within the noise of its own.
 
-        They are among those whose weights are kept.
+        They are among those whose weights are kept. A best that was stopped is not compared: it
+        would not be stopped again.
         """
-        best = usable(results)
-        if self.folds < 2 or not best:
+        if self.folds < 2 or not ordered or ordered[0].status != "done":
             return []
+        best = list(ordered[:KEPT])
+        if baseline is not None and all(baseline.number != each.number for each in best):
+            best.append(baseline)
         top = best[0].score or 0.0
         least = top - NEAR * standard_error(top, self.images)
-        others = [each for each in best[1:] if each in best[:KEPT] or each is baseline]
-        close = (each for each in others if each.status == "done" and (each.score or 0.0) >= least)
-        return [best[0], *close]
+        return [one for one in best if one.status == "done" and (one.score or 0.0) >= least]
 
 
 def standard_error(score: float, images: int) -> float:

@@ -277,8 +277,9 @@ def _phases(
             kept[name] = max(kept[name], stored)
     for name, why in WHY.items():
         yield Phase(name, counts[name], spent[name], kept[name], why)
-    finals = _finals(seconds, min(longest, default=0.0), folds)
-    rest = max(0.0, seconds - sum(spent.values()) - finals.seconds)
+    rest = seconds - sum(spent.values())
+    finals = _finals(min(FINALS_SHARE * seconds, rest), min(longest, default=0.0), folds)
+    rest -= finals.seconds
     done = max(1, sum(counts.values()))
     more = int(rest / max(sum(spent.values()) / done, 0.1))
     more = more if most is None else min(more, most - sum(counts.values()))
@@ -286,10 +287,10 @@ def _phases(
     yield finals
 
 
-def _finals(seconds: float, trial: float, folds: int) -> Phase:
+def _finals(most: float, trial: float, folds: int) -> Phase:
     """Return the phase in which the best are scored again: a probe, and a `trial` if that fits."""
     each = 2 * START_SECONDS + HEAD_SECONDS + trial
-    rounds = min(folds - 1, int(FINALS_SHARE * seconds / each))
+    rounds = min(folds - 1, int(most / each))
     return Phase("finals", 2 * rounds, rounds * each, 0, FINALS)
 
 

@@ -35,6 +35,7 @@ from autoft.search.settings import FORMATS, Settings, check_formats, read_saved
 from autoft.search.stop import listen_for_stop
 from autoft.search.study import Study
 from autoft.selection import winner
+from autoft.selection.intervals import effective_images
 from autoft.selection.regime import Profile
 from autoft.training.job import Ranked, Setup
 from autoft.training.plan import Room
@@ -99,7 +100,8 @@ def _search(session: Session, first: Worker) -> None:
     augments = prepare.augmentations(setup, ranked[0], call)
     described = replace(begun.described.space, fixed=fixed)
     space = prepare.narrowed(described, settings, setup, ranked, regime.imbalance, augments)
-    director = _director(session, space, setup, data, ranked, regime, call(tasks.room, device))
+    budget = _budget(session, setup, data, ranked, call(tasks.room, device))
+    director = _director(session, space, budget, setup, data, regime, len(begun.devices))
     _run_trials(session, director, setup, begun.devices, first)
     end(session, director, first, setup, data, regime)
 
@@ -113,16 +115,10 @@ def _write_run(session: Session) -> None:
     folder.write_settings(settings.resolved().model_copy(update={"out": str(folder.path)}))
 
 
-def _director(
-    session: Session,
-    space: Space,
-    setup: Setup,
-    data: Data,
-    ranked: Sequence[Ranked],
-    regime: Profile,
-    room: Room,
-) -> Director:
-    budget = Budget(
+def _budget(
+    session: Session, setup: Setup, data: Data, ranked: Sequence[Ranked], room: Room
+) -> Budget:
+    return Budget(
         deadline=time.time() + _time_for_trials(session, setup, data, ranked),
         max_trials=session.settings.trials,
         ranked={each.label: each for each in ranked},
@@ -130,18 +126,30 @@ def _director(
         validation_images=len(setup.validation),
         room=room,
     )
+
+
+def _director(
+    session: Session,
+    space: Space,
+    budget: Budget,
+    setup: Setup,
+    data: Data,
+    regime: Profile,
+    devices: int,
+) -> Director:
     space = prepare.hurried(space, budget)
     seed = session.settings.seed
-    first = portfolio(space, regime, ranked)
     director = Director(
         session.folder,
         space,
         Study(space, seed),
         budget,
         seed,
-        first,
+        portfolio(space, regime, tuple(budget.ranked.values())),
         session.emit,
         folds=data.split.folds,
+        images=effective_images(setup.metric, setup.validation.labels),
+        seats=session.settings.workers or devices,
     )
     director.lockstep = session.settings.engine == "local"  # Ray ends all of them or none
     director.resume()

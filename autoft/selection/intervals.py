@@ -31,6 +31,18 @@ def estimate(
     return Estimate(value, low, high, len(labels))
 
 
+def effective_images(metric: str, labels: NDArray[np.int64]) -> int:
+    """Return of how many images an accuracy is as noisy as `metric` is on images with `labels`.
+
+    Where every class counts the same, the smallest ones decide: C^2 / sum(1 / n_c).
+    """
+    if metric == "accuracy":
+        return len(labels)
+    counts = np.bincount(labels)
+    counts = counts[counts > 0]
+    return max(1, round(len(counts) ** 2 / float((1 / counts).sum())))
+
+
 def wilson(share: float, n: int) -> tuple[float, float]:
     """Return Wilson's 95 % interval of a share observed in `n` draws (Wilson 1927)."""
     centre = (share + Z**2 / (2 * n)) / (1 + Z**2 / n)

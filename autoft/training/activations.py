@@ -21,6 +21,7 @@ from autoft.errors import MachineError
 from autoft.training import plan
 from autoft.training.job import Mode, Rows
 from autoft.training.rowstore import (
+    HALF_MOST,
     Damaged,
     Layout,
     Number,
@@ -29,6 +30,8 @@ from autoft.training.rowstore import (
     Values,
     find_rows,
     fits_half,
+    half_holds,
+    largest_of,
     writing,
 )
 
@@ -158,33 +161,35 @@ class Activations:
         for chunk in _cut_up(missing):
             if time.time() > self._until:
                 raise OutOfTime
-            values = self._computed(chunk, view)
+            values = self._computed(chunk, view, keys=self._keys(view))
             written = written and self._write(chunk, values, view)
             if not written or self._mode != "disk":
                 self._check_memory(values.nbytes)
                 fresh.append(_Held(chunk, torch.from_numpy(values)))
         return fresh
 
-    def _computed(self, rows: Rows, view: View) -> Values:
-        """Compute `rows` as they are kept; keep what crosses other cuts on the way."""
-        own = list[Values]()
+    def _keys(self, view: View) -> list[str]:
+        """Return the keys of what crosses other cuts; where one needs fp32 others may, too."""
+        return [] if self.exact else [key(view, "float16") for key in self._others]
+
+    def _computed(self, rows: Rows, view: View, *, keys: Sequence[str] = ()) -> Values:
+        """Compute `rows` as they are kept; what crosses other cuts is kept under `keys`."""
+        own, largest = list[Values](), 0.0
         with ExitStack() as stack:
-            keys = [key(view, "float16") for key in self._others]
             asides = [_Aside(stack, key, rows) for key in keys]
             for values, others in self._compute(rows, view):
-                own.append(self._as_kept(values))
-                for aside, crossing in zip(asides, others, strict=True):
+                largest = max(largest, largest_of(values))
+                if not self.exact and largest > HALF_MOST:
+                    raise _TooLarge
+                # A copy: what crosses several cuts lies in one block.
+                own.append(values.astype(self._dtype, copy=bool(others)))
+                for aside, crossing in zip(asides, others, strict=False):
                     aside.add(crossing)
             for aside in asides:
                 aside.publish()
-        return np.concatenate(own)
-
-    def _as_kept(self, values: NDArray[np.float32]) -> Values:
-        if self.exact:
-            return values
-        if not fits_half(values):
+        if not self.exact and not half_holds(largest):
             raise _TooLarge
-        return values.astype(np.float16)
+        return np.concatenate(own)
 
     def _write(self, rows: Rows, values: Values, view: View) -> bool:
         layout = Layout((values.shape[1:],), self._dtype)

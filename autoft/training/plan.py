@@ -31,7 +31,7 @@ EPOCHS_A_VIEW: Final = 3  # ... else one for so many epochs
 MUST_SAVE: Final = 0.05  # of the time of computing again
 LEAST_SHARE: Final = 0.25  # of the forward pass before the cut: less saves little and keeps much
 PLENTY: Final = 0.1  # of the room: what needs no more of it may be kept for less
-BY_THE_WAY: Final = 0.02  # of what computing takes may reading take, if it is kept by the way
+BY_THE_WAY: Final = 0.1  # of what computing takes may writing take of all that is kept by the way
 MAY_USE: Final = 0.5  # of what is free in memory and on the disk
 MEMORY_BANDWIDTH: Final = 4e9  # bytes a second that are gathered from memory at the least
 READ_BYTES: Final = 32_000_000  # of the test of reading
@@ -41,13 +41,15 @@ READ_BYTES: Final = 32_000_000  # of the test of reading
 class Room:
     """Bytes that may be used of main memory, the disk of the cache, and the device (0: none).
 
-    `bandwidth` is how many bytes of what is stored are read in a second, as measured.
+    `bandwidth` is how many bytes of what is stored are read in a second, and `writing` how many
+    are brought to the disk, as measured.
     """
 
     ram: int
     disk: int
     device: int
     bandwidth: float
+    writing: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -137,13 +139,13 @@ def on_the_way(costs: Costs, cut: int, work: Work, room: Room) -> tuple[int, ...
     on the disk, as long as writing hardly takes time beside computing and room is plenty.
     """
     found, left = list[int](), PLENTY * room.disk
+    seconds_left = BY_THE_WAY * max(costs.prefix[cut], costs.view)  # for an image
     for earlier in range(cut - 1, 0, -1):
-        size = bytes_kept(costs, earlier, work)
-        quick = costs.bytes[earlier] / room.bandwidth <= BY_THE_WAY * costs.prefix[earlier]
+        size, written = bytes_kept(costs, earlier, work), costs.bytes[earlier] / room.writing
         wanted = choose(costs, earlier, work, room).mode in ("disk", "device")
-        if wanted and quick and size <= left:
+        if wanted and written <= seconds_left and size <= left:
             found.insert(0, earlier)
-            left -= size
+            left, seconds_left = left - size, seconds_left - written
     return tuple(found)
 
 
@@ -217,6 +219,7 @@ def room_of(device: str) -> Room:
         disk=_free_disk(),
         device=_free_on(device),
         bandwidth=bandwidth(),
+        writing=writing(),
     )
 
 
@@ -244,6 +247,24 @@ def _free_on(device: str) -> int:
     import torch  # only workers have a device
 
     return int(MAY_USE * torch.cuda.mem_get_info(torch.device(device))[0])
+
+
+@cache
+def writing() -> float:
+    """Return how many bytes a second are brought to the cache's disk; measured once in a process.
+
+    A disk that only takes them into memory at first is asked to bring them down.
+    """
+    block = os.urandom(READ_BYTES // 4)
+    try:
+        with tempfile.TemporaryFile(dir=existing(cache_root())) as file:
+            began = time.perf_counter()
+            file.write(block)
+            file.flush()
+            os.fsync(file.fileno())
+            return len(block) / max(time.perf_counter() - began, 1e-6)
+    except OSError:  # a cache that cannot be written keeps nothing either
+        return 1.0
 
 
 @cache

@@ -22,7 +22,7 @@ from autoft.training.evaluate import EVALUATION_BATCH
 from autoft.training.features import cache_key
 from autoft.training.job import Rows, Sharing
 from autoft.training.rowstore import Number
-from autoft.training.underway import Trial
+from autoft.training.underway import Trial, folder_of
 from autoft.values import is_of_images
 
 
@@ -141,6 +141,8 @@ def share(trial: Trial) -> tuple[Sharing, Shared | None, str]:
     """
     # A trial that goes on keeps its views, on which its numbers depend.
     wanted = trial.job.sharing or checkpoint.noted_sharing(trial.folder)
+    if trial.job.of is not None:  # it is trained as the trial was that it scores again
+        wanted = wanted or checkpoint.noted_sharing(folder_of(trial.setup, trial.job.of))
     depth = trial.strategy.frozen_prefix()
     if wanted is not None and wanted.mode in ("rerun", "live"):  # by itself: in every step
         return replace(wanted, mode="rerun"), None, ""
@@ -177,8 +179,21 @@ def _planned(trial: Trial, depth: int) -> tuple[Sharing, Sequence[int]]:
     if chosen.mode == "rerun" and costs.bytes[depth]:  # what earlier trials kept may turn it
         work = replace(work, kept=_views_kept(trial, depth, plan.views_for(costs, depth, work)))
         chosen = plan.choose(costs, depth, work, room)
-    on_disk = chosen.mode in ("disk", "device")
-    return chosen, plan.on_the_way(costs, depth, work, room) if on_disk else ()
+    return chosen, _on_the_way(trial, chosen, work, room)
+
+
+def _on_the_way(trial: Trial, chosen: Sharing, work: plan.Work, room: plan.Room) -> Sequence[int]:
+    """Return the earlier cuts to keep, which are not kept, if the prefix is to run at all."""
+    costs, rows = trial.job.costs, trial.setup.train.rows
+
+    def kept(cut: int, views: int) -> bool:
+        keys = (key_of(trial, cut, view_of(trial, n), "float16") for n in range(views))
+        return all(is_kept(key, rows) for key in keys)
+
+    if costs is None or chosen.mode not in ("disk", "device") or kept(chosen.cut, chosen.views):
+        return ()
+    wanted = plan.on_the_way(costs, chosen.cut, replace(work, kept=0), room)
+    return [cut for cut in wanted if not kept(cut, 1)]
 
 
 def _views_kept(trial: Trial, depth: int, views: int) -> int:

@@ -78,9 +78,19 @@ def fits_half(array: Values) -> bool:
 
     Beyond 65,504 they would become infinite, and where the largest is below 6e-5 all are coarse.
     """
+    return half_holds(largest_of(array))
+
+
+def largest_of(array: Values) -> float:
+    """Return the largest absolute value of those that are finite, 0 if none is."""
     largest = max(-float(array.min(initial=0.0)), float(array.max(initial=0.0)))
-    if not np.isfinite(largest):
-        largest = float(np.abs(array[np.isfinite(array)]).max(initial=0.0))
+    if np.isfinite(largest):
+        return largest
+    return float(np.abs(array[np.isfinite(array)]).max(initial=0.0))
+
+
+def half_holds(largest: float) -> bool:
+    """Tell whether fp16 holds numbers of which this is the largest."""
     return largest == 0 or HALF_LEAST <= largest <= HALF_MOST
 
 
@@ -298,6 +308,9 @@ class RowWriter:
             publish(self._folder, entry, lambda: _is_whole(entry, self.key))
             if self.held:
                 self._keep(entry)
+            else:
+                _dropped.append(entry)
+                _release_dropped()
         return not self.full
 
     def _keep(self, entry: Path) -> None:

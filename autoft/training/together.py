@@ -78,7 +78,7 @@ def train_heads(
     since `began` (time.monotonic).
     """
     for job in jobs:
-        checkpoint.start(folder_of(setup, job), job, pretrained=built.pretrained)
+        checkpoint.start(folder_of(setup, job.number), job, pretrained=built.pretrained)
     networks: dict[str, Network] = {}
     packs: dict[str, list[tuple[Trial, nn.Module]]] = {}
     for job in jobs:

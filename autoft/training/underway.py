@@ -108,7 +108,7 @@ def new_trial(
     return Trial(
         setup=setup,
         job=job,
-        folder=folder_of(setup, job),
+        folder=folder_of(setup, job.number),
         backbone=built.backbone,
         network=network,
         strategy=built.strategy,
@@ -121,9 +121,9 @@ def new_trial(
     )
 
 
-def folder_of(setup: Setup, job: TrialJob) -> Path:
+def folder_of(setup: Setup, number: int) -> Path:
     """Return the folder of a trial in the run."""
-    return setup.folder / "trials" / f"{job.number:04d}"
+    return setup.folder / "trials" / f"{number:04d}"
 
 
 def begin_at_prior(setup: Setup, head: nn.Module, recipe: Recipe) -> None:

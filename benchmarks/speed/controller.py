@@ -141,7 +141,7 @@ def _director(folder: Path, given: Space, strategies: Sequence[str], seed: int) 
     budget = Budget(time.time() + 1e6, None, {ranked.label: ranked}, 2000, 500, room)
     run = RunFolder(folder)
     emit = Session(Settings(dataset="-"), run, lambda _: None, Stop(), 0.0).emit
-    director = Director(run, space, Study(space, seed), budget, seed, (), emit)
+    director = Director(run, space, Study(space, seed), budget, seed, (), emit, folds=5)
     director.resume()
     return director
 
