@@ -100,14 +100,21 @@ class RunFolder:
         return read_lines(self.path / "events.jsonl")
 
 
+_whole: set[Path] = set()
+"""Files whose last line is whole: this process looked, and what it wrote since was written."""
+
+
 def _append_line(path: Path, data: Mapping[str, Any], *, sync: bool) -> None:
-    _cut_torn_tail(path)
+    if path not in _whole:
+        _cut_torn_tail(path)
+    _whole.discard(path)
     try:
         with path.open("ab") as file:
             file.write(json.dumps(data, allow_nan=False).encode() + b"\n")
             file.flush()
             if sync:
                 os.fsync(file.fileno())
+        _whole.add(path)
     except OSError as error:
         raise MachineError(
             f"{path} cannot be written: {error.strerror}. Free some space and repeat the command; "

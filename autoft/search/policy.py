@@ -32,7 +32,7 @@ RECENT = 5  # trials from which the seconds of the next are told
 
 PACK_SECONDS = 5.0  # that a pack of heads may take
 PACK_LEAST, PACK_MOST = 4, 32  # heads
-PACK_MODELLED = 8  # of them are proposed by the model, at 10 to 30 ms each; the others at random
+PACK_MODELLED = 4  # of them are proposed by the model, which takes long; the others at random
 TOGETHER = 4  # times as fast as by itself is a head in a pack, before that was seen
 GIVEN_ALIKE = ("augment", "mix", "batch_size", "pool", "train_scale")
 HEAD_START = ("head_lr", "weight_decay", "smoothing")

@@ -9,6 +9,7 @@ a third of a step of training on 32; a third and a tenth with ResNet-18 (docs/re
 from __future__ import annotations
 
 import ctypes
+import gc
 from functools import cache
 from typing import Final
 
@@ -18,6 +19,18 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # as malloc.h of gli
 MOST: Final = 2**31 - 1  # what an int holds: larger blocks go back as before
 AHEAD: Final = 2**28  # bytes that are taken at once
 SHARE: Final = 8  # of the memory an eighth at most is kept
+
+
+@cache
+def settle() -> None:
+    """Have this process compute as workers do: freed memory is kept, and what is there by now too.
+
+    What was imported stays for good: Python need not look at it again whenever it looks for
+    garbage, which trials make and which is large.
+    """
+    keep_freed_memory()
+    gc.collect()
+    gc.freeze()
 
 
 @cache

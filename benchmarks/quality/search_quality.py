@@ -128,9 +128,9 @@ def _wanted(part: str, dataset: str, options: argparse.Namespace) -> Iterator[Ro
 def _measure(options: argparse.Namespace, spec: Row) -> Row:
     from given import Given
 
-    from autoft.training.heap import keep_freed_memory
+    from autoft.training.heap import settle
 
-    keep_freed_memory()  # the baselines compute as fast as workers of autoft do
+    settle()  # the baselines compute as fast as workers of autoft do
     given = Given(options.data, options.weights, options.time, options.size, options.backbone)
     with tempfile.TemporaryDirectory() as folder:
         row = measure(given, spec, Path(folder))

@@ -46,6 +46,7 @@ class Line:
     unit: str = "x"
     less: bool = False
     detail: dict[str, Any] = field(default_factory=dict)
+    part: str = ""
 
     @property
     def verdict(self) -> str:

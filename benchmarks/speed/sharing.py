@@ -21,7 +21,7 @@ import platform
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import finer
@@ -35,6 +35,7 @@ from sharing_planner import planner
 from sharing_search import search
 from sharing_tails import tails
 
+from autoft.training.heap import settle
 from autoft.training.job import Setup
 
 PARTS: dict[str, Callable[[Setup, int], Iterator[Line]]] = {
@@ -56,16 +57,27 @@ def main() -> None:
     parser.add_argument("--page", type=Path)
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
+    settle()  # both sides compute in a process like a worker of autoft
     load = os.getloadavg()[0]
-    found: list[Line] = []
+    found = [line for line in before(asked.json) if line.part not in asked.only]
     with tempfile.TemporaryDirectory() as folder, own_cache(Path(folder)):
         finer.install(Path(folder, "plugins"))
         setup = generated(Path(folder), asked.threads)
         for name in asked.only:
             for line in PARTS[name](setup, asked.rounds):
-                found.append(line)
+                found.append(replace(line, part=name))
+                found.sort(key=lambda line: list(PARTS).index(line.part))
                 sys.stderr.write(f"{row(line)}\n")
                 tell(asked, found, load)
+
+
+def before(path: Path | None) -> list[Line]:
+    """Return what an earlier call measured: with `--only` the other parts stay."""
+    if path is None or not path.exists():
+        return []
+    lines = json.loads(path.read_text("utf-8"))["lines"]
+    names = [each.name for each in fields(Line)]
+    return [Line(**{name: line[name] for name in names if name in line}) for line in lines]
 
 
 def tell(asked: argparse.Namespace, found: list[Line], load: float) -> None:

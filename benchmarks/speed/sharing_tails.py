@@ -9,7 +9,7 @@ from statistics import median
 import numpy as np
 import torch
 from baseline import CPU, built, step
-from generated import FORMAT, costs_of, job_of, prepared_trial
+from generated import FORMAT, job_of, prepared_trial
 from goals import Line, Spent, spending
 
 from autoft.data.views import evaluation_batches
@@ -18,32 +18,29 @@ from autoft.training.precision import place
 from autoft.training.prefix import Shared
 from autoft.values import Part, TrialConfig
 
-# A cut at about 75 to 80 % of the work for P3, at small tensors for P4: model and work before it.
+# The last cut of each for P3, where small tensors cross for P4: network, frozen stages.
 CUTS = (
-    ("resnet18", 0.77, "P3", 1.8, 2.0),
-    ("vit_tiny_patch16_224", 0.76, "P3", 1.8, 2.0),
-    ("mobilenetv3_small_100", 0.94, "P4", 5.0, 8.0),
-    ("mobilenetv3_small_100 by rows", 0.94, "P4", 5.0, 8.0),
-    ("efficientnet_b0", 0.87, "P4", 3.5, 5.0),
-    ("efficientnet_b0 by rows", 0.87, "P4", 3.5, 5.0),
+    ("resnet18", 4, "P3", 1.8, 2.0),
+    ("vit_tiny_patch16_224", 6, "P3", 1.8, 2.0),
+    ("mobilenetv3_small_100", 4, "P4", 5.0, 8.0),
+    ("mobilenetv3_small_100 by rows", 6, "P4", 5.0, 8.0),
+    ("efficientnet_b0", 5, "P4", 3.5, 5.0),
+    ("efficientnet_b0 by rows", 7, "P4", 3.5, 5.0),
 )
 
 
 def tails(setup: Setup, rounds: int) -> Iterator[Line]:
     """Time steps of training on what is kept against steps that run the prefix again."""
-    for model, wanted, goal, must, stretch in CUTS:
-        yield from tail(setup, model, wanted, goal, must, stretch, rounds)
+    for model, depth, goal, must, stretch in CUTS:
+        yield from tail(setup, model, depth, goal, must, stretch, rounds)
 
 
 def tail(
-    setup: Setup, model: str, wanted: float, goal: str, must: float, stretch: float, rounds: int
+    setup: Setup, model: str, depth: int, goal: str, must: float, stretch: float, rounds: int
 ) -> Iterator[Line]:
-    """Compare steps of one network at the cut that has about the `wanted` share before it."""
+    """Compare steps of one network whose first `depth` stages are frozen."""
     small = replace(setup, train=setup.train.take(np.arange(64)))
-    backbone = built(setup, model, FORMAT)
-    costs = costs_of(backbone, setup)
-    shares = [each / costs.prefix[-1] for each in costs.prefix]
-    depth = min(range(1, len(shares) - 1), key=lambda k: abs(shares[k] - wanted))
+    stages = len(built(setup, model, FORMAT).stages)
     spent = {mode: Spent() for mode in ("kept", "rerun", "prefix", "tail")}
     step = _Steps(small, model, depth)
     for _ in range(rounds + 1):
@@ -52,7 +49,7 @@ def tail(
                 run()
     kept, rerun = median(spent["kept"].processor), median(spent["rerun"].processor)
     prefix, alone = median(spent["prefix"].processor), median(spent["tail"].processor)
-    what = f"{model}, {depth} of {len(shares) - 1} stages ({shares[depth]:.0%} of the work): "
+    what = f"{model}, {depth} of {stages} stages frozen: "
     sides = f"kept {spent['kept']} s, run again {spent['rerun']} s for {STEPS} steps"
     detail = {mode: asdict(each) for mode, each in spent.items()}
     yield Line(goal, what + sides, rerun / kept, must, stretch, detail=detail)

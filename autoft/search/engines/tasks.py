@@ -253,9 +253,9 @@ def _settle(setup: Setup) -> None:
     """Have the process compute with the threads of `setup`, and keep what memory it frees."""
     import torch
 
-    from autoft.training.heap import keep_freed_memory
+    from autoft.training.heap import settle
 
-    keep_freed_memory()
+    settle()
     if torch.get_num_threads() != setup.threads:
         torch.set_num_threads(setup.threads)
 
