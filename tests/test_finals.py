@@ -24,6 +24,8 @@ from autoft.training.job import Outcome, Ranked, TrialJob
 from autoft.training.trial import train_trial
 from autoft.values import Part, TrialConfig, TrialResult
 
+pytest.importorskip("optuna")  # so that no test waits for it while its clock runs
+
 HEAD, FULL = Part("head_only"), Part("full")
 
 
@@ -202,8 +204,44 @@ def test_the_best_is_never_left_out(tmp_path) -> None:
 def test_a_best_that_was_stopped_is_not_compared(tmp_path) -> None:
     director = make_director(tmp_path)
     stopped = result(1, 0.94, strategy=FULL, status="stopped")
-    tell(director, result(0, 0.90), stopped, result(2, 0.70, strategy=FULL, seconds=400.0))
+    tell(director, result(0, 0.92), stopped, result(2, 0.91, strategy=FULL, seconds=10.0))
+    director.budget.max_trials = 3
+    tell(director, result(3, 0.70, strategy=FULL, seconds=400.0))
     assert rest(director) == []
+
+
+def test_heads_alone_have_no_time_set_aside_for_them(tmp_path) -> None:
+    director = make_director(tmp_path, trials=8)
+    tell(director, result(0, 0.90), result(1, 0.91))
+    assert director.budget.reserved == 0
+    tell(director, result(2, 0.70, strategy=FULL))
+    assert director.budget.reserved > 0
+
+
+def test_a_final_that_fails_is_not_tried_on_other_folds(tmp_path) -> None:
+    director = make_director(tmp_path)
+    trials = [result(n, 0.9, strategy=FULL, seconds=20.0) for n in (1, 2)]
+    tell(director, result(0, 0.95, seconds=200.0), *trials)
+    found = []
+    while jobs := director.next_jobs():
+        found += [(job.of, job.fold) for job in jobs]
+        for job in jobs:
+            ended = Outcome(job.number, "failed", error="for the test")
+            if job.of != 1:
+                ended = Outcome(job.number, "done", (0.9,), 0.9, 1.0, 1.0)
+            director.on_outcome(ended)
+    assert [pair for pair in found if pair[0] == 1] == [(1, 1)]
+    assert (2, 2) in found
+
+
+def test_where_the_best_fails_the_finals_end(tmp_path) -> None:
+    director = make_director(tmp_path)
+    trials = [result(n, 0.9, strategy=FULL, seconds=20.0) for n in (1, 2)]
+    tell(director, result(0, 0.95, seconds=200.0), *trials)
+    (job,) = director.next_jobs()
+    assert job.of == 0
+    director.on_outcome(Outcome(job.number, "failed", error="for the test"))
+    assert director.next_jobs() == ()
 
 
 def test_several_seats_need_less_time(tmp_path) -> None:

@@ -234,8 +234,9 @@ class Director:
         self.folder.append_trial(result)
         self._with_weights.add(result.number)
         if result.of is not None:
+            first = next(each for each in self.results if each.number == result.of)
+            self._tell_end(result, self.finals.expected(first))
             self.finals.note(result)
-            self._tell_end(result, self.finals.expected(result))
             self._drop_weights(usable(self.results))
             return
         self._nothing_fits = False

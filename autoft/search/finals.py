@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from autoft.search.budget import Budget
 from autoft.search.configs import Space
 from autoft.search.folder import RunFolder
-from autoft.search.policy import KEPT
+from autoft.search.policy import KEPT, TOGETHER
 from autoft.training.job import TrialJob
 from autoft.values import TrialResult
 
@@ -77,6 +77,9 @@ class Finals:
     def reserve(self, ordered: Sequence[TrialResult], baseline: TrialResult | None) -> None:
         """Leave the finals the time that they need; trials come best first."""
         self._called = None
+        if self._waits(ordered):
+            self.budget.reserved = 0.0
+            return
         call = self._call(ordered, baseline, SHARE * self._whole(ordered))
         left = any(pair not in self._tried for pair in call.pairs())
         self.budget.reserved = call.rounds * call.seconds if left else 0.0
@@ -89,13 +92,16 @@ class Finals:
         It begins as it began first. Who is called stays as it is until another trial ends.
         """
         if self._called is None:
-            took = self._seconds(ordered)
-            most = min(SHARE * self._whole(ordered), SHARE / (1 - SHARE) * took)
-            self._called = self._call(ordered, baseline, most)
+            self._called = self._call(ordered, baseline, self._most(ordered))
         known = {each.number: each for each in ordered}
+        failed = {each.of for each in self.again if each.status != "done"}
         for of, fold in self._called.pairs():
-            if (of, fold) in self._tried or self.expected(known[of]) > self.budget.remaining():
+            if (of, fold) in self._tried or of in failed:
                 continue
+            if self._called.finalists[0] in failed:
+                return None  # the others would have nothing to be compared with
+            if self.expected(known[of]) > self.budget.remaining():
+                return None
             self._tried.add((of, fold))
             if before := self.folder.begun(of):
                 job = self.budget.job(number, before.config, before.epochs, before.precision)
@@ -105,11 +111,29 @@ class Finals:
 
     def expected(self, result: TrialResult) -> float:
         """Return the seconds that a trial is expected to take again."""
-        took = [each.seconds for each in self.again if each.of == result.number]
+        mine = (each for each in self.again if each.of == result.number)
+        took = [each.seconds for each in mine if each.status == "done"]
         if took or result.config.backbone.name not in self.budget.ranked:
             return max(took, default=result.seconds)
-        trains, epochs = self.space.trains_backbone(result.config), max(1, len(result.scores))
-        return max(result.seconds, self.budget.expected(result.config, epochs, trains))
+        if not self.space.trains_backbone(result.config):
+            return TOGETHER * result.seconds  # it was one of many in a pack
+        epochs = max(1, len(result.scores))
+        return max(result.seconds, self.budget.expected(result.config, epochs, True))
+
+    def _waits(self, results: Sequence[TrialResult]) -> bool:
+        """Tell whether heads alone have ended: what trains a backbone comes first."""
+        trained = any(self.space.trains_backbone(each.config) for each in results)
+        return not trained and any(each.trains_backbone for each in self.space.strategies.values())
+
+    def _most(self, results: Sequence[TrialResult]) -> float:
+        """Return the seconds that the finals may take: a share of the time.
+
+        Where much of it is left, as no more trials were wanted, it is a share of what they took.
+        """
+        whole = self._whole(results)
+        if self.budget.remaining() <= 2 * SHARE * whole:
+            return SHARE * whole
+        return SHARE / (1 - SHARE) * self._seconds(results)
 
     def _seconds(self, results: Sequence[TrialResult]) -> float:
         """Return the seconds by the clock that trials took, in all commands of the run."""

@@ -156,6 +156,7 @@ def claim(path: Path) -> Iterator[RunFolder]:
     Raises:
         MachineError: another process holds it (says which), or the folder cannot be made.
     """
+    _whole.clear()  # another process may have written meanwhile
     try:
         (path / "trials").mkdir(parents=True, exist_ok=True)
         lock = FileLock(path / "run.lock")

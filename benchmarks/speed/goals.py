@@ -69,8 +69,8 @@ def spending(spent: Spent) -> Iterator[None]:
 def heading(about: dict[str, Any]) -> str:
     """Return what was measured where."""
     return (
-        f"{about['rounds']} rounds in turns after one that warms up; {about['threads']} thread(s) "
-        f"of {about['processors']} {about['machine']} cores, torch {about['torch']}. Load "
+        f"In the last call {about['rounds']} rounds in turns after one that warms up; "
+        f"{about['threads']} thread(s) of {about['processors']} {about['machine']} cores, torch {about['torch']}. Load "
         f"{about['load'][0]} before and {about['load'][1]} after."
     )
 

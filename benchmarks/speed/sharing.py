@@ -59,12 +59,14 @@ def main() -> None:
     torch.set_num_threads(asked.threads)
     settle()  # both sides compute in a process like a worker of autoft
     load = os.getloadavg()[0]
-    found = [line for line in before(asked.json) if line.part not in asked.only]
+    found = before(asked.json)
     with tempfile.TemporaryDirectory() as folder, own_cache(Path(folder)):
         finer.install(Path(folder, "plugins"))
         setup = generated(Path(folder), asked.threads)
         for name in asked.only:
-            for line in PARTS[name](setup, asked.rounds):
+            for number, line in enumerate(PARTS[name](setup, asked.rounds)):
+                if not number:
+                    found = [each for each in found if each.part != name]
                 found.append(replace(line, part=name))
                 found.sort(key=lambda line: list(PARTS).index(line.part))
                 sys.stderr.write(f"{row(line)}\n")
@@ -77,7 +79,8 @@ def before(path: Path | None) -> list[Line]:
         return []
     lines = json.loads(path.read_text("utf-8"))["lines"]
     names = [each.name for each in fields(Line)]
-    return [Line(**{name: line[name] for name in names if name in line}) for line in lines]
+    known = (line for line in lines if line.get("part") in PARTS)
+    return [Line(**{name: line[name] for name in names}) for line in known]
 
 
 def tell(asked: argparse.Namespace, found: list[Line], load: float) -> None:
