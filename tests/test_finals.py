@@ -221,7 +221,7 @@ def test_heads_alone_have_no_time_set_aside_for_them(tmp_path) -> None:
 def test_a_final_that_fails_is_not_tried_on_other_folds(tmp_path) -> None:
     director = make_director(tmp_path)
     trials = [result(n, 0.9, strategy=FULL, seconds=20.0) for n in (1, 2)]
-    tell(director, result(0, 0.95, seconds=200.0), *trials)
+    tell(director, result(0, 0.95), *trials, result(3, 0.5, strategy=FULL, seconds=400.0))
     found = []
     while jobs := director.next_jobs():
         found += [(job.of, job.fold) for job in jobs]
@@ -237,7 +237,7 @@ def test_a_final_that_fails_is_not_tried_on_other_folds(tmp_path) -> None:
 def test_where_the_best_fails_the_finals_end(tmp_path) -> None:
     director = make_director(tmp_path)
     trials = [result(n, 0.9, strategy=FULL, seconds=20.0) for n in (1, 2)]
-    tell(director, result(0, 0.95, seconds=200.0), *trials)
+    tell(director, result(0, 0.95), *trials, result(3, 0.5, strategy=FULL, seconds=400.0))
     (job,) = director.next_jobs()
     assert job.of == 0
     director.on_outcome(Outcome(job.number, "failed", error="for the test"))
@@ -247,7 +247,7 @@ def test_where_the_best_fails_the_finals_end(tmp_path) -> None:
 def test_several_seats_need_less_time(tmp_path) -> None:
     director = make_director(tmp_path, seconds=2000)
     trials = [result(n, 0.9, strategy=FULL, seconds=20.0) for n in (1, 2)]
-    tell(director, result(0, 0.9, seconds=20.0), *trials)
+    tell(director, result(0, 0.9, seconds=5.0), *trials)
     alone = director.budget.reserved
     assert alone == pytest.approx(4 * 3 * (20 + START_SECONDS))
     director.finals.seats = 3

@@ -70,8 +70,8 @@ def heading(about: dict[str, Any]) -> str:
     """Return what was measured where."""
     return (
         f"In the last call {about['rounds']} rounds in turns after one that warms up; "
-        f"{about['threads']} thread(s) of {about['processors']} {about['machine']} cores, torch {about['torch']}. Load "
-        f"{about['load'][0]} before and {about['load'][1]} after."
+        f"{about['threads']} thread(s) of {about['processors']} {about['machine']} cores, "
+        f"torch {about['torch']}. Load {about['load'][0]} before and {about['load'][1]} after."
     )
 
 
