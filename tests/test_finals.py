@@ -136,6 +136,12 @@ def tell(director: Director, *results: TrialResult) -> None:
         director.on_outcome(Outcome(each.number, *scored))
 
 
+def tell_close(director: Director) -> None:
+    """Have the director know two trials that are close, and one that took long and is not."""
+    last = result(2, 0.70, strategy=FULL, seconds=400.0)
+    tell(director, result(0, 0.90), result(1, 0.94, strategy=FULL), last)
+
+
 def rest(director: Director, score=0.9, seconds=1.0) -> list[tuple[int | None, int]]:
     """Run until there is no more; return which trials were scored again on which folds."""
     found = []
@@ -148,12 +154,7 @@ def rest(director: Director, score=0.9, seconds=1.0) -> list[tuple[int | None, i
 
 def test_what_is_as_good_as_the_best_by_chance_is_scored_on_all_folds(tmp_path) -> None:
     director = make_director(tmp_path)
-    tell(
-        director,
-        result(0, 0.90),
-        result(1, 0.94, strategy=FULL),
-        result(2, 0.70, strategy=FULL, seconds=400.0),
-    )
+    tell_close(director)
     assert 0.94 - 2 * standard_error(0.94, 50) < 0.90
     assert rest(director) == [(n, fold) for fold in (1, 2, 3, 4) for n in (1, 0)]
     assert len(director.results) == 3
@@ -171,12 +172,7 @@ def test_what_is_as_good_as_the_best_by_chance_is_scored_on_all_folds(tmp_path) 
 )
 def test_nobody_is_called_where(change, why, tmp_path) -> None:
     director = make_director(tmp_path, **change)
-    tell(
-        director,
-        result(0, 0.90),
-        result(1, 0.94, strategy=FULL),
-        result(2, 0.70, strategy=FULL, seconds=400.0),
-    )
+    tell_close(director)
     assert rest(director) == [], why
 
 
@@ -289,12 +285,7 @@ def test_finals_wait_for_trials_that_run_and_run_side_by_side(tmp_path) -> None:
 
 def test_a_search_that_goes_on_scores_again_only_what_was_not(tmp_path) -> None:
     director = make_director(tmp_path)
-    tell(
-        director,
-        result(0, 0.90),
-        result(1, 0.94, strategy=FULL),
-        result(2, 0.70, strategy=FULL, seconds=400.0),
-    )
+    tell_close(director)
     (done,) = director.next_jobs()
     checkpoint.start(director.folder.trial(done.number), done, pretrained=True)
     director.on_outcome(Outcome(done.number, "done", (0.9,), 0.9, 1.0, 1.0))
