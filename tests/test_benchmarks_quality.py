@@ -276,11 +276,13 @@ def test_the_curve_holds_what_rose(tmp_path):
 
     events = [
         {"at": 1.0, "kind": "backbone", "score": 0.99},
-        {"at": 2.0, "kind": "epoch", "score": 0.5},
-        {"at": 3.0, "kind": "epoch", "score": 0.4},
-        {"at": 4.0, "kind": "trial_end", "score": None},
-        {"at": 5.0, "kind": "trial_end", "score": 0.6},
-        {"at": 5.0, "kind": "best", "score": 0.6},
+        {"at": 2.0, "kind": "epoch", "number": 0, "score": 0.5},
+        {"at": 3.0, "kind": "epoch", "number": 1, "score": 0.4},
+        {"at": 4.0, "kind": "trial_end", "number": 1, "score": None},
+        {"at": 5.0, "kind": "trial_end", "number": 2, "score": 0.6},
+        {"at": 5.0, "kind": "best", "number": 2, "score": 0.6},
+        {"at": 6.0, "kind": "trial_start", "number": 3, "of": 2, "fold": 1},
+        {"at": 7.0, "kind": "epoch", "number": 3, "score": 0.9},  # on another fold
     ]
     (tmp_path / "events.jsonl").write_text("\n".join(map(json.dumps, events)) + "\n", "utf-8")
     assert curve_of(tmp_path / "events.jsonl") == [[2.0, 0.5], [5.0, 0.6]]
