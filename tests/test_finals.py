@@ -24,8 +24,6 @@ from autoft.training.job import Outcome, Ranked, TrialJob
 from autoft.training.trial import train_trial
 from autoft.values import Part, TrialConfig, TrialResult
 
-pytest.importorskip("optuna")  # so that no test waits for it while its clock runs
-
 HEAD, FULL = Part("head_only"), Part("full")
 
 
@@ -118,9 +116,10 @@ def make_director(path, *, folds=5, seconds=1000.0, images=50, trials=3) -> Dire
     }
     space = Space(("a",), strategies, {"linear": ()}, (), ())
     ranked = {"a": Ranked("a", images_per_second=1e6, trained_per_second=1e6)}
+    study = Study(space, 0)  # before the clock runs: it imports Optuna
     budget = Budget(time.time() + seconds, trials, ranked, 100, images)
     director = Director(
-        RunFolder(path), space, Study(space, 0), budget, 0, (), lambda *_, **__: None, folds=folds
+        RunFolder(path), space, study, budget, 0, (), lambda *_, **__: None, folds=folds
     )
     director.resume()
     return director

@@ -101,7 +101,7 @@ def test_a_way_that_does_not_fit_is_none(cut, work, room, modes) -> None:
         (3, {1: 1000}, {}, (2,)),  # behind the first cut a trial would save less than 5 %
         (3, {2: 0}, {}, ()),  # the network cannot be divided there
         (3, {}, {"disk": 10**9}, ()),  # 440 MB are more than a tenth of it
-        (3, {}, {"writing": 1e8}, ()),  # 1 ms beside the 9 ms that the prefix takes
+        (3, {}, {"speed": 1e8}, ()),  # 1 ms beside the 9 ms that the prefix takes
         (1, {}, {}, ()),
     ],
 )
@@ -110,8 +110,8 @@ def test_earlier_cuts_are_kept_on_the_way_where_that_is_nearly_free(
 ) -> None:
     sizes = tuple(bytes_.get(place, size) for place, size in enumerate(COSTS.bytes))
     costs = replace(COSTS, bytes=sizes)
-    there = replace(WIDE, **{"writing": 2e9} | room)
-    assert on_the_way(costs, cut, WORK, there) == kept
+    speed = room.pop("speed", 2e9)
+    assert on_the_way(costs, cut, WORK, replace(WIDE, **room), speed) == kept
 
 
 def test_there_is_no_sharing_where_there_is_no_cut() -> None:

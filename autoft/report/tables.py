@@ -15,16 +15,15 @@ from autoft.data.cache.files import write_bytes_atomic
 from autoft.data.cells import inert
 
 DECIMALS = 6
-PARTS = ("backbone", "strategy", "head")
 
 
 def write_leaderboard(path: Path, rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> None:
     """Write `leaderboard.csv`; a choice that a trial did not face is an empty cell.
 
-    `columns` come first, then the parts of a trial, then every choice by name.
+    `columns` come first, then every choice by name.
     """
-    others = sorted({name for row in rows for name in row} - {*columns, *PARTS})
-    _write(path, [*columns, *PARTS, *others], rows)
+    others = sorted({name for row in rows for name in row} - set(columns))
+    _write(path, [*columns, *others], rows)
 
 
 def write_predictions(

@@ -69,10 +69,6 @@ class Budget:
         """Return the seconds until the last trial must have ended."""
         return self.deadline - time.time()
 
-    def whole(self) -> float:
-        """Return the seconds that there were in the beginning."""
-        return self.deadline - self.began
-
     def allows_another(self, trials: int) -> bool:
         """Tell whether another trial may start after `trials` of them."""
         if trials == 0:
@@ -200,7 +196,7 @@ class Budget:
         return max(1, usual, stretched)
 
     def _within(self, share: float, seconds: Callable[[int], float]) -> int:
-        allowed = share * self.whole()
+        allowed = share * (self.deadline - self.began)
         fit = (n for n in range(self._most_epochs(), 0, -1) if seconds(n) <= allowed)
         return next(fit, 0)
 

@@ -64,6 +64,7 @@ def end(
         session.emit("note", text=note)
     _write_predictions(session.folder, data, finished)
     result = _result(session, director, setup, data, regime, job, finished)
+    result["finals"] = [asdict(each) | {"mean": each.mean} for each in finals]
     session.folder.write_json(RESULT, result)
     try:
         view = session.folder.path / "study.db"
@@ -99,7 +100,6 @@ def _result(
     finished: Finished,
 ) -> dict[str, Any]:
     """Return what `result.json` holds; its keys are documented in docs/run-folder.md."""
-    finals = winner.finals([*director.results, *director.finals.again])
     statuses = [result.status for result in director.results]
     config = job.winner.config
     ranking = _ranking(session.folder, director.space.backbones)
@@ -118,7 +118,6 @@ def _result(
         },
         "trials": {status: statuses.count(status) for status in ("done", "stopped", "failed")},
         "phases": shares_json(director.results, director.space, director.finals.again),
-        "finals": [asdict(each) | {"mean": each.mean} for each in finals],
         "seconds": round(session.spent + time.monotonic() - session.began, 1),
         "regime": _regime(regime, director.results, job.winner),
         "backbones": {each["backbone"]: each["probe"] for each in ranking},

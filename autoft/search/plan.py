@@ -255,7 +255,7 @@ def _phases(
     folds: int,
 ) -> Iterator[Phase]:
     """Walk through the first trials while there is time; yield the phases with what they take."""
-    longest = list[float]()  # trials that train a backbone, if they are not stopped
+    unstopped = list[float]()  # trials that train a backbone, if they are not stopped
     spent, counts, kept = dict.fromkeys(WHY, 0.0), dict.fromkeys(WHY, 0), dict.fromkeys(WHY, 0)
     for config in configs:
         trains = space.strategies[config.strategy.name].trains_backbone
@@ -269,7 +269,7 @@ def _phases(
         name = "heads" if not trains else "tails" if frozen else "full"
         spent[name] += needed
         counts[name] += 1
-        longest += [needed / GOES_ON] if trains else []
+        unstopped += [needed / GOES_ON] if trains else []
         if frozen and ranked.costs:
             work = budget.work(config.train, epochs)
             way = choose(ranked.costs, frozen, work, room)
@@ -278,7 +278,7 @@ def _phases(
     for name, why in WHY.items():
         yield Phase(name, counts[name], spent[name], kept[name], why)
     rest = seconds - sum(spent.values())
-    finals = _finals(min(FINALS_SHARE * seconds, rest), min(longest, default=0.0), folds)
+    finals = _finals(min(FINALS_SHARE * seconds, rest), min(unstopped, default=0.0), folds)
     rest -= finals.seconds
     done = max(1, sum(counts.values()))
     more = int(rest / max(sum(spent.values()) / done, 0.1))

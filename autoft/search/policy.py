@@ -87,13 +87,12 @@ def shares_json(
 
     The last are the finals, in which trials were scored `again`.
     """
-    found: dict[str, Share] = dict(shares(results, space).items())
-    found["finals"] = Share(len(again), sum(each.seconds for each in again))
-    rounded = {
-        phase: Share(share.trials, round(share.seconds, 1), round(share.gained, 4))
-        for phase, share in found.items()
+    finals = Share(len(again), sum(each.seconds for each in again))
+    found = [*shares(results, space).items(), ("finals", finals)]
+    return {
+        phase: asdict(Share(share.trials, round(share.seconds, 1), round(share.gained, 4)))
+        for phase, share in found
     }
-    return {phase: asdict(share) for phase, share in rounded.items()}
 
 
 def order(

@@ -8,7 +8,8 @@ from typing import Any
 from autoft.selection import winner
 from autoft.values import TrialResult
 
-COLUMNS = ("rank", "trial", "score", "folds", "mean", "loss", "status", "epochs", "seconds")
+NUMBERS = ("rank", "trial", "score", "folds", "mean", "loss", "status", "epochs", "seconds")
+COLUMNS = (*NUMBERS, "backbone", "strategy", "head")  # and every choice that a trial faced
 
 
 def leaderboard(results: Iterable[TrialResult]) -> list[dict[str, Any]]:

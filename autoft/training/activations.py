@@ -44,11 +44,6 @@ Read = Callable[[Rows], Tensor]
 """Returns (B, W) of rows (B,), as they are kept."""
 
 
-Computed = tuple[NDArray[np.float32], Sequence[NDArray[np.float32]]]
-Compute = Callable[[Rows, "View"], Iterator[Computed]]
-Key = Callable[["View", Number], str]
-
-
 class OutOfTime(Exception):
     """It is too late to compute a view."""
 
@@ -63,6 +58,12 @@ class View:
 
     augment: str = "none"
     number: int = 0
+
+
+Computed = tuple[NDArray[np.float32], Sequence[NDArray[np.float32]]]
+"""What crosses the cut of a batch, and what crosses each cut on the way."""
+Compute = Callable[[Rows, View], Iterator[Computed]]
+Key = Callable[[View, Number], str]
 
 
 def is_kept(key: str, rows: Rows) -> bool:

@@ -103,10 +103,8 @@ class Divided:
             CannotShare: says why.
         """
         self._trial = trial
-        prefix, tail = _parts(trial, depth)
+        prefix, tail = _parts(trial, depth, on_the_way)
         self.on_the_way = tuple(on_the_way)
-        if self.on_the_way:
-            prefix = _long_prefix(trial, [*on_the_way, depth])
         # Apart from the network, which trains meanwhile; always in eval mode.
         self._prefix: nn.Module = copy.deepcopy(prefix) if first is None else first._prefix
         self._prefix.eval().requires_grad_(False)
@@ -122,7 +120,7 @@ class Divided:
         Raises:
             MachineError: the memory does not hold one image.
         """
-        return self._micro.outputs(self._flat, images)
+        return self.all_rows(images)[-1]
 
     def all_rows(self, images: Tensor) -> Sequence[Tensor]:
         """Return what crosses each cut on the way, and the last, in fp32: (N, W) of each.
@@ -131,7 +129,7 @@ class Divided:
             MachineError: the memory does not hold one image.
         """
         widths = [sum(part.width for part in each) for each in self._crossings]
-        return torch.split(self._micro.outputs(self._all_flat, images), widths, dim=1)
+        return torch.split(self._micro.outputs(self._flat, images), widths, dim=1)
 
     def folded(self) -> AbstractContextManager[None]:
         """Return a context in which the prefix has its batch norms in its convolutions.
@@ -141,11 +139,9 @@ class Divided:
         return folded(self._prefix, self._trial.setup.image_size)
 
     def _flat(self, images: Tensor) -> Tensor:
-        return _flattened(self._crossings[-1], self.through(images))
-
-    def _all_flat(self, images: Tensor) -> Tensor:
-        given = zip(self._crossings, self._given(images), strict=True)
-        return torch.cat([_flattened(*each) for each in given], dim=1)
+        cuts = zip(self._crossings, self._given(images), strict=True)
+        pairs = (pair for cut_pair in cuts for pair in zip(*cut_pair, strict=True))
+        return torch.cat([each.flat(tensor) for each, tensor in pairs], dim=1)
 
     def through(self, images: Tensor) -> tuple[Tensor, ...]:
         """Return the tensors that cross for images (N, 3, S, S)."""
@@ -170,7 +166,7 @@ class Divided:
         with evaluating(network), autocast(precision, self._trial.device):
             try:
                 whole = network.features(place(images, precision, self._trial.device)).float()
-                found = self.model.features(self._flat(images)).float()
+                found = self.model.features(self.all_rows(images)[-1]).float()
             except PluginError as error:
                 raise CannotShare(str(error)) from error
         apart = float((whole - found).abs().max())
@@ -190,23 +186,17 @@ def uncut(trial: Trial, depth: int) -> str:
     return ""
 
 
-def _parts(trial: Trial, depth: int) -> tuple[fx.GraphModule, fx.GraphModule]:
+def _parts(
+    trial: Trial, depth: int, on_the_way: Sequence[int]
+) -> tuple[fx.GraphModule, fx.GraphModule]:
+    size = trial.setup.image_size
     try:
-        return cut(trial.backbone, depth, trial.setup.image_size)
+        prefix, tail = cut(trial.backbone, depth, size)
+        if on_the_way:
+            prefix = prefix_of(trial.backbone, [*on_the_way, depth], size)
     except CannotCut as error:
         raise CannotShare(str(error)) from error
-
-
-def _long_prefix(trial: Trial, cuts: Sequence[int]) -> fx.GraphModule:
-    try:
-        return prefix_of(trial.backbone, cuts, trial.setup.image_size)
-    except CannotCut as error:
-        raise CannotShare(str(error)) from error
-
-
-def _flattened(crossing: Sequence[Crossing], given: Sequence[Tensor]) -> Tensor:
-    pairs = zip(crossing, given, strict=True)
-    return torch.cat([each.flat(tensor) for each, tensor in pairs], dim=1)
+    return prefix, tail
 
 
 def _crossing(trial: Trial, given: Sequence[Tensor]) -> tuple[Crossing, ...]:

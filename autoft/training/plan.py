@@ -41,15 +41,13 @@ READ_BYTES: Final = 32_000_000  # of the test of reading
 class Room:
     """Bytes that may be used of main memory, the disk of the cache, and the device (0: none).
 
-    `bandwidth` is how many bytes of what is stored are read in a second, and `writing` how many
-    are brought to the disk, as measured.
+    `bandwidth` is how many bytes of what is stored are read in a second, as measured.
     """
 
     ram: int
     disk: int
     device: int
     bandwidth: float
-    writing: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -132,16 +130,17 @@ def choose(costs: Costs, cut: int, work: Work, room: Room) -> Sharing:
     return Sharing(mode, cut, 0 if mode == "live" else views_for(costs, cut, work))
 
 
-def on_the_way(costs: Costs, cut: int, work: Work, room: Room) -> tuple[int, ...]:
+def on_the_way(costs: Costs, cut: int, work: Work, room: Room, speed: float) -> tuple[int, ...]:
     """Return the earlier cuts to keep, ascending, when the first `cut` stages run for all views.
 
     Trials that freeze fewer stages find them there. They are those that such a trial would keep
-    on the disk, as long as writing hardly takes time beside computing and room is plenty.
+    on the disk, as long as writing `speed` bytes a second hardly takes time beside computing and
+    room is plenty.
     """
     found, left = list[int](), PLENTY * room.disk
     seconds_left = BY_THE_WAY * max(costs.prefix[cut], costs.view)  # for an image
     for earlier in range(cut - 1, 0, -1):
-        size, written = bytes_kept(costs, earlier, work), costs.bytes[earlier] / room.writing
+        size, written = bytes_kept(costs, earlier, work), costs.bytes[earlier] / speed
         wanted = choose(costs, earlier, work, room).mode in ("disk", "device")
         if wanted and written <= seconds_left and size <= left:
             found.insert(0, earlier)
@@ -219,7 +218,6 @@ def room_of(device: str) -> Room:
         disk=_free_disk(),
         device=_free_on(device),
         bandwidth=bandwidth(),
-        writing=writing(),
     )
 
 

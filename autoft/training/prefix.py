@@ -184,16 +184,13 @@ def _planned(trial: Trial, depth: int) -> tuple[Sharing, Sequence[int]]:
 
 def _on_the_way(trial: Trial, chosen: Sharing, work: plan.Work, room: plan.Room) -> Sequence[int]:
     """Return the earlier cuts to keep, which are not kept, if the prefix is to run at all."""
-    costs, rows = trial.job.costs, trial.setup.train.rows
-
-    def kept(cut: int, views: int) -> bool:
-        keys = (key_of(trial, cut, view_of(trial, n), "float16") for n in range(views))
-        return all(is_kept(key, rows) for key in keys)
-
-    if costs is None or chosen.mode not in ("disk", "device") or kept(chosen.cut, chosen.views):
+    costs, depth, views = trial.job.costs, chosen.cut, chosen.views
+    if costs is None or chosen.mode not in ("disk", "device"):
         return ()
-    wanted = plan.on_the_way(costs, chosen.cut, replace(work, kept=0), room)
-    return [cut for cut in wanted if not kept(cut, 1)]
+    if _views_kept(trial, depth, views) == views:
+        return ()
+    wanted = plan.on_the_way(costs, depth, replace(work, kept=0), room, plan.writing())
+    return [cut for cut in wanted if not _views_kept(trial, cut, 1)]
 
 
 def _views_kept(trial: Trial, depth: int, views: int) -> int:

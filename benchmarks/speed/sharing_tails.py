@@ -64,7 +64,6 @@ class _Steps:
     """The same steps of a tail in four ways: kept, run again, and both sides by themselves."""
 
     def __init__(self, setup: Setup, model: str, depth: int) -> None:
-        self.setup, self.model, self.depth = setup, model, depth
         config = TrialConfig(
             Part(model), Part("freeze", {"depth": 0.5}), Part("linear"), {"batch_size": 16}, seed=0
         )
