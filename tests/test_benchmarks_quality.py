@@ -288,6 +288,16 @@ def test_the_curve_holds_what_rose(tmp_path):
     assert curve_of(tmp_path / "events.jsonl") == [[2.0, 0.5], [5.0, 0.6]]
 
 
+def test_the_clock_that_is_compared_starts_behind_the_ranking(tmp_path):
+    from search_quality import ranked_at
+
+    events = [{"at": 1.0, "kind": "phase", "name": "rank"}]
+    events += [{"at": 5.0, "kind": "phase", "name": "profile"}]
+    events += [{"at": 9.0, "kind": "phase", "name": "search"}]
+    (tmp_path / "events.jsonl").write_text("\n".join(map(json.dumps, events)) + "\n", "utf-8")
+    assert ranked_at(tmp_path / "events.jsonl") == 5.0
+
+
 def row(method, right, dataset="flowers", seed=0, **more):
     test = right.count("1") / len(right)
     known = {
@@ -306,6 +316,7 @@ def row(method, right, dataset="flowers", seed=0, **more):
         "seconds": 600.0,
         "chosen": "this one",
         "curve": [[100.0, 0.7], [500.0, 0.8]],
+        "ranked": 50.0,
     }
     return known | more
 
@@ -344,19 +355,20 @@ def test_the_page_has_no_mean_where_a_data_set_is_missing():
 def test_seconds_to_near_the_best_of_both_are_compared():
     from quality_table import tables
 
-    own = row("autoft", "1101", curve=[[20.0, 0.6], [50.0, 0.895]])
+    own = row("autoft", "1101", curve=[[20.0, 0.6], [50.0, 0.895]], ranked=10.0)
     other = row("optuna", "1101", curve=[[20.0, 0.6], [500.0, 0.9]])
     assert cells(tables([own, other]), "| flowers | 0 | 0.900")[3:] == [
+        "40",
         "50",
         "500 of 600",
-        "10.0x",
+        "12.5x",
     ]
     never = row("optuna", "1101", curve=[[20.0, 0.6]])
-    told = ["50", "never of 600", "> 12.0x"]
+    told = ["40", "50", "never of 600", "> 15.0x"]
     assert cells(tables([own, never]), "| flowers | 0 | 0.895")[3:] == told
     longer = never | {"label": "longer", "time": 2400.0, "seconds": 2400.0}
     text = tables([own, never, longer])
-    assert cells(text, "| flowers | 0 | 0.895")[3:] == ["50", "never of 2400", "> 48.0x"]
+    assert cells(text, "| flowers | 0 | 0.895")[3:] == ["40", "50", "never of 2400", "> 60.0x"]
     assert "In 40 minutes" not in text
 
 
@@ -445,7 +457,9 @@ def test_what_is_done_is_not_wanted_again_and_what_failed_is():
     assert done["label"] not in left
     assert failed["label"] in left
     assert [s["dataset"] for s in specs_of("same", [], options(seeds="0"))] == ["flowers"]
-    counts = [s["views"] for s in specs_of("views", [], options(seeds="0"))]
+    counts = [
+        s["views"] for s in specs_of("views", [], options(seeds="0", datasets="sign-digits"))
+    ]
     assert sorted(set(counts)) == [0, 1, 2, 4, 8]
 
 
@@ -466,3 +480,28 @@ def test_the_test_part_is_that_of_the_searches_split(given, photos, task, tmp_pa
     assert other.split != task.split
     assert not set(task.test.rows) & set(task.setup.train.rows)
     assert not set(task.test.rows) & set(task.setup.validation.rows)
+
+
+def test_a_trial_that_the_end_cut_off_says_nothing_of_what_was_expected(tmp_path):
+    from predicted import summary, table, trials_of
+
+    ends, lines = {0: 20.0, 1: 26.0, 2: 5.0}, []
+    for number in ends:
+        name = "head_only" if number == 2 else "freeze"
+        params = {"depth": 0.5} if name == "freeze" else {}
+        config = {"backbone": {"name": "b"}, "strategy": {"name": name, "params": params}}
+        lines.append({"number": number, "config": config})
+        folder = tmp_path / "trials" / f"{number:04d}"
+        folder.mkdir(parents=True)
+        told = [{"seconds": seconds} for seconds in (10.0, 19.5)]
+        (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, told)), "utf-8")
+    (tmp_path / "trials.jsonl").write_text("\n".join(map(json.dumps, lines)), "utf-8")
+    events = [
+        {"kind": "trial_end", "number": n, "score": 0.5, "seconds": took, "expected": 22.0}
+        for n, took in ends.items()
+    ]
+    (tmp_path / "events.jsonl").write_text("\n".join(map(json.dumps, events)), "utf-8")
+    found = list(trials_of(tmp_path))
+    assert [each.what for each in found] == ["b, freeze 0.5"]
+    assert table(found).endswith("| b, freeze 0.5 | 2 | 22 | 20 | +10% |")
+    assert "Of 1 trials 1 were expected within 25%" in summary(found)

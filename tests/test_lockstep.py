@@ -297,7 +297,7 @@ def test_in_step_each_adds_its_tail_and_its_share_of_the_rest() -> None:
     [
         (2, {"together": 1}, WIDE, "rerun"),
         (0, {"together": 4}, WIDE, "rerun"),
-        (2, {"together": 4, "area": 0.5}, WIDE, "rerun"),
+        (2, {"together": 4, "smaller": True}, WIDE, "rerun"),
         (2, {"together": 4, "mixed": False, "epochs": 40}, WIDE, "disk"),
         (2, {"together": 4, "mixed": False}, NONE, "live"),
         (1, {"together": 2, "mixed": False}, NONE, "live"),

@@ -12,10 +12,10 @@ from autoft.network.assemble import Network
 from autoft.network.build import build
 from autoft.network.family import is_transformer
 from autoft.network.sources import Source
-from autoft.training import recipe
+from autoft.training import checkpoint, recipe
 from autoft.training.average import Average
 from autoft.training.gradients import relative_norms
-from autoft.training.optim import make_optimizer, schedule, set_learning_rates
+from autoft.training.optim import can_fuse, make_optimizer, schedule, set_learning_rates, take
 from autoft.training.recipe import SGD_FACTOR, TRANSFORMER_FACTOR, tuning
 from autoft.training.sharpness import sharpness_aware
 
@@ -84,6 +84,51 @@ def test_the_rate_goes_by_optimiser_and_family(model, transformer, optimizer) ->
     assert all(rate == pytest.approx(1e-3 * factor * family) for rate in body)
     if optimizer == "sgd":
         assert all(g["nesterov"] and g["momentum"] == 0.9 for g in made.param_groups)
+
+
+# --- steps ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_a_step_is_the_same_however_weights_lie_in_memory(optimizer, tmp_path) -> None:
+    how = tuning(lr=1e-2, head_lr=1e-2, optimizer=optimizer)
+    nets = [network(), network().to(memory_format=torch.channels_last), network()]
+    made = [make_optimizer(net, how) for net in nets]
+    made[2] = _by_loops(made[2])
+    for number in range(4):
+        torch.manual_seed(number)
+        for net, each in zip(nets, made, strict=True):
+            _gradients(net, number)
+            take(each)
+        if number == 1:  # it goes on with what was written, which lies another way
+            checkpoint.save_last(tmp_path, nets[1], made[1], checkpoint.State(2), {})
+            nets[1] = network().to(memory_format=torch.channels_last)
+            made[1] = make_optimizer(nets[1], how)
+            checkpoint.load_last(tmp_path, nets[1], made[1])
+    plain = nets[2].state_dict()
+    for net in nets[:2]:
+        for name, tensor in net.state_dict().items():
+            torch.testing.assert_close(tensor, plain[name], rtol=1e-4, atol=1e-5)
+
+
+def test_weights_with_gaps_between_them_are_not_stepped_through() -> None:
+    whole = torch.zeros(4, 6)
+    assert can_fuse([whole, whole.T, whole.view(4, 6, 1, 1)])
+    assert not can_fuse([whole, whole[:, :3]])
+    assert not can_fuse([whole.to(torch.complex64)])
+
+
+def _by_loops(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """Return the same optimiser in torch's plain form."""
+    groups = [{**group, "fused": False} for group in optimizer.param_groups]
+    return type(optimizer)(groups, lr=1e-2)
+
+
+def _gradients(net: Network, seed: int) -> None:
+    """Fill in gradients that are the same for all networks, however their weights lie."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in net.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
 
 
 # --- norm modes ---------------------------------------------------------------------------------

@@ -172,6 +172,15 @@ def test_prefixes_grow_and_tails_fall(name) -> None:
     assert costs.tail[0] > costs.prefix[-1] > 0  # a step is more than a forward pass
     assert costs.tail[-1] < 0.5 * costs.tail[0]
     assert costs.bytes == crossing
+    assert costs.smaller == 1.0  # 64 pixels are the least
+
+
+def test_steps_on_smaller_images_are_timed() -> None:
+    torch.set_num_threads(1)
+    backbone = build(resolve("test_resnet", {}), pretrained=False, image_size=128)
+    crossing = (0,) * (len(backbone.stages) + 1)
+    costs = measure_costs(backbone, 128, torch.device("cpu"), Precision(), crossing=crossing)
+    assert 0.3 < costs.smaller <= 1.0
 
 
 def test_costs_of_a_network_that_cannot_be_cut_are_estimated() -> None:
@@ -254,6 +263,27 @@ def test_tails_are_known_to_be_cheap() -> None:
     tail, whole = (budget.expected(each, 12, True) for each in (DEEP, FULL))
     assert tail < 0.3 * whole
     assert budget.job(0, DEEP, 3).costs == COSTS
+
+
+def test_what_a_trial_has_kept_is_not_charged_to_the_next() -> None:
+    budget = make_budget(1000.0, COSTS)
+    other = replace(DEEP, train={"augment": "crop"})
+    first, before = (budget.expected(each, 12, True) for each in (DEEP, other))
+    budget.note_kept(DEEP, 4)
+    made = 4 * 1000 * COSTS.prefix[3] + 200 * COSTS.prefix[3]
+    assert first - budget.expected(DEEP, 12, True) == pytest.approx(made, rel=0.01)
+    assert budget.expected(other, 12, True) == pytest.approx(before)  # other views
+    assert budget.expected(FULL, 12, True) == pytest.approx(
+        make_budget(1e3, COSTS).expected(FULL, 12, True)
+    )
+
+
+def test_smaller_images_take_the_share_of_time_that_was_measured() -> None:
+    small = replace(WORK, smaller=True)
+    found = predict(replace(COSTS, smaller=0.7), 0, small, WIDE)["rerun"]
+    step = (10 * 0.7 + 2) / 12 * COSTS.tail[0]  # the last fifth of the epochs sees them whole
+    assert found == pytest.approx(12 * (1000 * step + 200 * COSTS.score[0]))
+    assert set(predict(COSTS, 3, small, WIDE)) == {"rerun"}  # nothing kept serves both sizes
 
 
 # --- the command ------------------------------------------------------------------------------

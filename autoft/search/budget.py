@@ -59,6 +59,7 @@ class Budget:
     reserved: float = 0.0  # seconds for the finals
     _planned: dict[tuple[str, int], int] = field(default_factory=dict)
     _frozen: dict[str, int] = field(default_factory=dict)
+    _kept: dict[tuple[str, int, Value], int] = field(default_factory=dict)  # views, by trials
     _taught: bool = False  # by a trial that trained a backbone
 
     def left(self) -> float:
@@ -112,7 +113,7 @@ class Budget:
     def _mode(self, config: TrialConfig, epochs: int, together: int) -> Mode:
         costs = self.ranked[config.backbone.name].costs
         assert costs is not None  # measured
-        work = self.work(config.train, epochs, together)
+        work = self._work_of(config, epochs, together)
         return plan.choose(costs, self.frozen(config), work, self.room).mode
 
     def job(
@@ -153,6 +154,11 @@ class Budget:
         # What one trial took may be a busy moment, or features that had to be made first.
         pace = min(max(pace, self._pace / MOVES), self._pace * MOVES)
         self._pace = 0.5 * self._pace + 0.5 * pace
+
+    def note_kept(self, config: TrialConfig, views: int) -> None:
+        """Remember how many views a trial has kept on the disk: those after it find them."""
+        key = self._place_of(config)
+        self._kept[key] = max(self._kept.get(key, 0), views)
 
     def plan(self, config: TrialConfig, epochs: int) -> None:
         """Remember the epochs of a trial of an earlier command."""
@@ -221,8 +227,8 @@ class Budget:
         """Return the measured seconds of an epoch of everything, augmented anew."""
         scale = SMALLER if ranked.label in self.smaller else 1.0
         if ranked.costs is not None:
-            work = self.work({"train_scale": scale}, 1)
-            return plan.predict(ranked.costs, 0, work, self.room)["rerun"]
+            work = self.work({"train_scale": scale}, GOOD_EPOCHS)  # the last see images whole
+            return plan.predict(ranked.costs, 0, work, self.room)["rerun"] / GOOD_EPOCHS
         trained = area(scale) * self.train_images / ranked.trained_per_second
         return trained + self.validation_images / ranked.images_per_second
 
@@ -237,12 +243,21 @@ class Budget:
         if ranked.costs is not None:
             costs, cut = ranked.costs, self.frozen(config)
             costs = replace(costs, tail=tuple(twice * each for each in costs.tail))
-            work = self.work(config.train, epochs, together)
+            work = self._work_of(config, epochs, together)
             return START_SECONDS + plan.seconds(costs, cut, work, self.room)
         share = (1 + 2 * (1 - frozen_share(config))) / 3
         pixels = area(float(config.train.get("train_scale", 1.0)))
         training = pixels * twice * share * self.train_images / ranked.trained_per_second
         return epochs * (training + self.validation_images / ranked.images_per_second)
+
+    def _work_of(self, config: TrialConfig, epochs: int, together: int = 1) -> Work:
+        work = self.work(config.train, epochs, together)
+        return replace(work, kept=self._kept.get(self._place_of(config), 0))
+
+    def _place_of(self, config: TrialConfig) -> tuple[str, int, Value]:
+        """Return what trials have in common that can use the same kept views."""
+        augment = config.train.get("augment", USUAL_AUGMENT)
+        return config.backbone.name, self.frozen(config), augment
 
     def work(self, train: Mapping[str, Value], epochs: int, together: int = 1) -> Work:
         """Return what a trial with these answers of the recipe has to do."""
@@ -252,7 +267,7 @@ class Budget:
             epochs,
             train.get("augment", USUAL_AUGMENT) != "none",
             is_of_images(str(train.get("mix", "none"))),
-            area=area(float(train.get("train_scale", 1.0))),
+            smaller=float(train.get("train_scale", 1.0)) < 1,
             together=together,
         )
 

@@ -79,6 +79,7 @@ class Director:
             if self.space.trains_backbone(result.config):
                 self._race.note(self._phase(result.config), result.epochs, result.scores)
                 self.budget.plan(result.config, result.epochs)
+                self._note_kept(result)
         finished = {result.number for result in known}
         self._with_weights = set(finished)
         started = sorted(int(p.name) for p in (self.folder.path / "trials").iterdir())
@@ -246,12 +247,19 @@ class Director:
         done = max(1, len(outcome.scores))
         expected = self.budget.expected(job.config, done, trains, job.together)
         self.budget.learn(job, outcome, trains)
+        if trains:
+            self._note_kept(result)
         self._tell_end(result, expected)
         ordered = usable(self.results)
         if ordered and ordered[0].number == result.number:
             self.emit("best", number=result.number, score=result.score)
         self._drop_weights(ordered)
         self.finals.reserve(ordered, self.baseline())
+
+    def _note_kept(self, result: TrialResult) -> None:
+        """Have the budget know what later trials will find kept."""
+        if views := self.folder.views_kept(result.number):
+            self.budget.note_kept(result.config, min(views, len(result.scores)))
 
     def _tell_end(self, result: TrialResult, expected: float) -> None:
         self.emit(

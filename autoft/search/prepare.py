@@ -31,6 +31,7 @@ from autoft.search.session import Session
 from autoft.search.settings import Settings
 from autoft.selection.regime import Profile, judge, merit
 from autoft.training.job import Ranked, Setup
+from autoft.training.plan import Work, share_of_time
 from autoft.training.recipe import AUGMENTS, SMALLER, UPRIGHT
 
 LARGE = 20_000  # training images from which random weights may win and batch norms may learn
@@ -38,6 +39,7 @@ EMBEDDED = "autoft_mini"  # comes with autoft
 BEHIND = 0.10  # a backbone whose probe is further behind the best is not searched
 FEW = 200  # images of each part, for a first look at several backbones
 FINALISTS = 2  # of them are looked at again, on all images
+SMALLER_PAY = 0.8  # of the time is the most that training on smaller images may take
 UNSURE = 0.03  # by how much a first look may be wrong
 SECOND_SHARE, OTHERS_SHARE = 0.4, 0.25  # of the time for ranking: later, no more are looked at
 LONG = 3600.0  # seconds from which a larger tier pays
@@ -389,11 +391,19 @@ def hurried(space: Space, budget: Budget) -> Space:
     slow = [
         label
         for label in space.backbones
-        if label not in space.rigid and budget.whole_epochs(label) <= GOOD_EPOCHS
+        if label not in space.rigid
+        and budget.whole_epochs(label) <= GOOD_EPOCHS
+        and _smaller_pay(budget.ranked[label])
     ]
     budget.smaller = frozenset(slow)
     usual = {label: {**space.usual.get(label, {}), "train.train_scale": SMALLER} for label in slow}
     return replace(space, usual={**space.usual, **usual})
+
+
+def _smaller_pay(ranked: Ranked) -> bool:
+    """Tell whether smaller images save enough: what is frozen cannot be kept of two sizes."""
+    work = Work(1, 0, GOOD_EPOCHS, augmented=True, mixed=False, smaller=True)
+    return ranked.costs is None or share_of_time(ranked.costs, work) <= SMALLER_PAY
 
 
 def names(settings: Settings) -> Names:

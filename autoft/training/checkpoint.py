@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from autoft.data.cache.files import write_bytes_atomic, write_json_atomic
 from autoft.network.adapters import merged_state
-from autoft.training.job import Outcome, Report, Sharing, TrialJob
+from autoft.training.job import SHARING, Outcome, Report, Sharing, TrialJob
+from autoft.training.optim import restore
 
-SCORED, LAST, SHARING = "scored.safetensors", "last.safetensors", "sharing.json"
+SCORED, LAST = "scored.safetensors", "last.safetensors"
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def start(folder: Path, job: TrialJob, *, pretrained: bool) -> None:
         "fold": job.fold,
         "of": job.of,
     }
-    write_json_atomic(folder / "config.json", config)
+    write_json_atomic(folder / "config.json", config, synced=False)  # by what follows
     if not (folder / LAST).exists():  # it begins anew: so does its curve
         (folder / "metrics.jsonl").unlink(missing_ok=True)
 
@@ -115,8 +116,7 @@ def load_last(
     for name, tensor in _below("optimizer.", tensors).items():
         index, slot = name.split(".", 1)
         slots.setdefault(int(index), {})[slot] = tensor
-    groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": slots, "param_groups": groups})
+    restore(optimizer, slots)
     state = json.loads(metadata["state"])
     return State(**{**state, "scores": tuple(state["scores"])}), _below("average.", tensors)
 

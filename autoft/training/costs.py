@@ -19,19 +19,21 @@ from autoft.data.views import view_batches
 from autoft.looking import evaluating
 from autoft.network.cut import CannotCut, cut, every_cut
 from autoft.network.stages import stage_of_parameters
+from autoft.training import recipe
 from autoft.training.job import Costs, Precision, Setup
 from autoft.training.memory import is_out_of_memory
-from autoft.training.optim import CLIP
+from autoft.training.optim import CLIP, can_fuse, take
 from autoft.training.precision import autocast, memory_format, noise_batch, place, prepared
 from autoft.values import Backbone
 
 BATCH = 8  # images
 MOST_TIMED = 5  # cuts between the first stage and the last
-ROUNDS = 3  # the best counts; one before them warms up
+ROUNDS = 2  # the best counts; one before them warms up
 PATIENCE = 4.0  # seconds after which no further round begins
 CLASSES = 10  # of the head whose steps are timed
 TRIAL_BATCH = 32  # images of a step of a trial, which says by how much the others are too fast
 TRIAL_ROUNDS = 2  # of it, after one that warms up
+LONG_STEP = 2.0  # seconds of it: then arithmetic is most of it, which goes by the pixels
 HALF = 2  # bytes of a number in fp16
 VIEWED = 48  # images of which views are made
 VIEWED_AT_ONCE = 16
@@ -72,7 +74,8 @@ def measure_costs(
     `crossing` are the bytes of each cut, `view` the seconds of an augmented view. Networks are
     timed in eval mode with fp32 parameters, as trials run them; what was frozen stays so. The
     numbers are made to grow with the prefix and to fall with the tail, as they must. Cuts are
-    timed on few images and without an optimiser; one whole step of a trial says what that adds.
+    timed on few images and without an optimiser; one whole step of a trial says what that adds,
+    and another what is saved on smaller images.
     """
     backbone.module.to(device).to(memory_format=memory_format(precision))
     last = len(backbone.stages)
@@ -82,13 +85,14 @@ def measure_costs(
             with prepared(backbone.module):
                 runs = _Runs(backbone, image_size, device, precision, batch)
                 timed = runs.timed({k: bool(crossing[k]) for k in _timed_cuts(last)})
-                slower = runs.slower_in_a_trial(timed[0][1])
+                whole, smaller = runs.steps_of_a_trial()
             break
         except Exception as error:
             if batch == 1 or not is_out_of_memory(error):
                 raise
         batch //= 2
     prefix, tail, score = _between(backbone, timed)
+    slower = max(1.0, whole / timed[0][1])
     tail = [slower * each for each in tail]
     return Costs(
         # A busy moment makes a timing too long, never too short: the lower neighbour is right.
@@ -97,6 +101,7 @@ def measure_costs(
         score=tuple(np.minimum.accumulate(score).tolist()),
         bytes=tuple(crossing),
         view=view,
+        smaller=smaller,
     )
 
 
@@ -149,34 +154,57 @@ class _Runs:
                 found[k] = _estimated(forward, step, best[k, "frozen"])
         return found | {last: (forward, best[last, "tail"], 0.0)}
 
-    def slower_in_a_trial(self, step: float) -> float:
-        """Return how many times `step`, of the whole network, a step of a trial takes; at least 1.
+    def steps_of_a_trial(self) -> tuple[float, float]:
+        """Return the seconds per image of a step as a trial takes it, and a share of them.
 
-        It has more images, clips the gradient and moves parameters: here copies of them.
+        A trial has more images than what else is timed, clips the gradient and moves parameters:
+        here copies of them. The share is what a step takes on the smaller images that a recipe
+        may ask for: at least that of the pixels, and more where much else than arithmetic takes
+        time. 0 seconds where the memory does not hold a step: it will be taken in parts.
         """
+        size = recipe.smaller(self._size, recipe.SMALLER)
+        pixels = (size / self._size) ** 2
         try:
-            work = self._step_of_a_trial()
-            seconds = [self._seconds(work, TRIAL_BATCH) for _ in range(1 + TRIAL_ROUNDS)]
+            works = [self._step_of_a_trial(self._size)]
+            whole = self._seconds(works[0], TRIAL_BATCH)  # which warms up
+            if TRIAL_BATCH * whole <= LONG_STEP and size < self._size:
+                works += self._step_on_smaller(size)
+            best = [math.inf] * len(works)
+            for _ in range(TRIAL_ROUNDS):
+                for place, work in enumerate(works):
+                    best[place] = min(best[place], self._seconds(work, TRIAL_BATCH))
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            return 1.0  # it will be taken in parts
-        return max(1.0, min(seconds[1:]) / step)
+            return 0.0, pixels
+        share = best[-1] / best[0] if len(best) > 1 else pixels
+        return best[0], min(1.0, max(pixels, share))
 
-    def _step_of_a_trial(self) -> Callable[[], None]:
-        images = noise_batch(TRIAL_BATCH, self._size, self._device)
+    def _step_on_smaller(self, size: int) -> list[Callable[[], None]]:
+        """Return a step on images of `size` pixels, warmed up; none if they are refused."""
+        try:
+            work = self._step_of_a_trial(size)
+            work()
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            return []  # a network may refuse another size in any way
+        return [work]
+
+    def _step_of_a_trial(self, size: int) -> Callable[[], None]:
+        images = noise_batch(TRIAL_BATCH, size, self._device)
         images = place(images, self._precision, self._device)
         module = self._backbone.module
         trained = list(module.parameters())
         copies = [each.detach().clone().requires_grad_() for each in trained]
-        optimizer = torch.optim.AdamW(copies)
+        optimizer = torch.optim.AdamW(copies, fused=can_fuse(copies))
 
         def step() -> None:
             gradients = self._learn(lambda: module(images), trained)
             for each, gradient in zip(copies, gradients, strict=True):
                 each.grad = gradient
             nn.utils.clip_grad_norm_(copies, CLIP)
-            optimizer.step()
+            take(optimizer)
 
         return step
 

@@ -120,7 +120,8 @@ class Costs:
     Place k = 0 ... S belongs to the cut after the first k of S stages. Seconds per image:
     `prefix` is the forward pass of what lies before it, `tail` a step of training what follows,
     `score` the forward pass of what follows. `bytes` cross for each image in fp16; 0 where there
-    is no such cut. `view` is what a processor takes for one augmented view of an image.
+    is no such cut. `view` is what a processor takes for one augmented view of an image, `smaller`
+    the share of its time that a step takes on the smaller images that a recipe may ask for.
     """
 
     prefix: tuple[float, ...]
@@ -128,6 +129,7 @@ class Costs:
     score: tuple[float, ...]
     bytes: tuple[int, ...]
     view: float = 0.0
+    smaller: float = 1.0
 
 
 Mode = Literal["rerun", "live", "ram", "disk", "device"]
@@ -135,6 +137,9 @@ Mode = Literal["rerun", "live", "ram", "disk", "device"]
 
 "live": it is computed in every step, once for several trials that take their steps together.
 """
+
+
+SHARING = "sharing.json"  # in the folder of a trial: what it did, as `Sharing` and why
 
 
 @dataclass(frozen=True)

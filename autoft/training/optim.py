@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from autoft.network.assemble import Network
 from autoft.network.stages import kind_of_parameters
@@ -36,7 +37,45 @@ def make_optimizer(network: Network, recipe: Recipe) -> torch.optim.Optimizer:
             groups.append(_group(members, HEAD, kind, recipe))
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=recipe.lr * SGD_FACTOR, momentum=0.9, nesterov=True)
-    return torch.optim.AdamW(groups, lr=recipe.lr)
+    return torch.optim.AdamW(groups, lr=recipe.lr, fused=can_fuse(list(network.parameters())))
+
+
+def can_fuse(parameters: Sequence[Tensor]) -> bool:
+    """Tell whether AdamW can step through `parameters` as they lie in memory, without gaps."""
+    return all(
+        each.is_floating_point() and each.stride() == torch.empty_like(each).stride()
+        for each in parameters
+    )
+
+
+def take(optimizer: torch.optim.Optimizer) -> None:
+    """Take a step with the gradients that there are.
+
+    Fused steps, four times as fast on a CPU, go through memory and pair what lies at the same
+    place: a gradient that lies another way than its parameter is laid out anew.
+    """
+    for parameter in (each for group in optimizer.param_groups for each in group["params"]):
+        if parameter.grad is not None:
+            parameter.grad = laid_as(parameter, parameter.grad)
+    optimizer.step()
+
+
+def restore(optimizer: torch.optim.Optimizer, slots: Mapping[int, Mapping[str, Tensor]]) -> None:
+    """Have `optimizer` go on with what it knew of each of its parameters, by their number."""
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": slots, "param_groups": groups})
+    for parameter, known in optimizer.state.items():
+        for name, value in known.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                known[name] = laid_as(parameter, value)
+
+
+def laid_as(parameter: Tensor, value: Tensor) -> Tensor:
+    """Return `value` of the shape of `parameter`, which lies in memory as that does."""
+    sizes = zip(parameter.shape, value.stride(), parameter.stride(), strict=True)
+    if all(one == other for size, one, other in sizes if size > 1):
+        return value
+    return torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def _group(

@@ -24,6 +24,7 @@ import psutil
 from autoft.data.cache.entries import cache_limit, entries
 from autoft.data.cache.files import cache_root, existing
 from autoft.training.job import Costs, Mode, Sharing
+from autoft.training.recipe import whole_epochs
 
 FEWEST_VIEWS: Final = 4  # of an image that is augmented and kept ...
 MOST_VIEWS: Final = 8
@@ -54,7 +55,7 @@ class Room:
 class Work:
     """What a trial has to do: its images and epochs, and what is done to the images.
 
-    `kept` views are stored already. Images are trained on with the share `area` of their pixels.
+    `kept` views are stored already. With `smaller` most epochs train on smaller images.
     `together` trials could take their steps together.
     """
 
@@ -64,7 +65,7 @@ class Work:
     augmented: bool
     mixed: bool
     kept: int = 0
-    area: float = 1.0
+    smaller: bool = False
     together: int = 1
 
 
@@ -88,11 +89,11 @@ def predict(costs: Costs, cut: int, work: Work, room: Room) -> Mapping[Mode, flo
     A way that is not possible is absent; to compute again always is there. Of trials that take
     their steps together it is what each adds.
     """
-    again = costs.prefix[cut] + costs.tail[cut]
+    again = share_of_time(costs, work) * (costs.prefix[cut] + costs.tail[cut])
     scored = costs.prefix[cut] + costs.score[cut]
-    epoch = work.train * max(costs.view, work.area * again) + work.validation * scored
+    epoch = work.train * max(costs.view, again) + work.validation * scored
     found: dict[Mode, float] = {"rerun": work.epochs * epoch}
-    if work.area != 1 or not cut or not costs.bytes[cut]:
+    if work.smaller or not cut or not costs.bytes[cut]:
         return found
     if work.together > 1:
         found["live"] = work.epochs * _live_epoch(costs, cut, work)
@@ -112,6 +113,14 @@ def predict(costs: Costs, cut: int, work: Work, room: Room) -> Mapping[Mode, flo
             loaded = needed / room.bandwidth
             found["device"] = made + written + loaded + _epochs(costs, cut, work, math.inf)
     return found
+
+
+def share_of_time(costs: Costs, work: Work) -> float:
+    """Return which share of the time of whole images training takes, over all its epochs."""
+    if not work.smaller:
+        return 1.0
+    whole = whole_epochs(work.epochs) / work.epochs
+    return (1 - whole) * costs.smaller + whole
 
 
 def choose(costs: Costs, cut: int, work: Work, room: Room) -> Sharing:

@@ -122,10 +122,14 @@ def probing(
 
 def size_in(image_size: int, scale: float, epoch: int, epochs: int) -> int:
     """Return the side in pixels of the images of `epoch`, of 0 to `epochs` - 1."""
-    last = max(1, round(LAST_SHARE * epochs))
-    if scale == 1 or epoch >= epochs - last:
+    if scale == 1 or epoch >= epochs - whole_epochs(epochs):
         return image_size
     return smaller(image_size, scale)
+
+
+def whole_epochs(epochs: int) -> int:
+    """Return how many of the last `epochs` see images whole, whatever the others see."""
+    return max(1, round(LAST_SHARE * epochs))
 
 
 def smaller(image_size: int, scale: float) -> int:

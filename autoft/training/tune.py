@@ -22,7 +22,7 @@ from autoft.training.gradients import BATCHES, relative_norms
 from autoft.training.job import Sharing
 from autoft.training.losses import Loss
 from autoft.training.memory import MicroBatches
-from autoft.training.optim import CLIP, make_optimizer, set_learning_rates
+from autoft.training.optim import CLIP, make_optimizer, set_learning_rates, take
 from autoft.training.precision import autocast, place
 from autoft.training.prefix import Shared, share
 from autoft.training.probe import NonFiniteLoss
@@ -281,7 +281,7 @@ def take_step(tuning: Tuning, batch: Batch, progress: float) -> Tensor:
 
     loss = sharpness_aware(network, how.sam, gradients)() if how.sam else gradients()
     nn.utils.clip_grad_norm_(network.parameters(), CLIP)
-    tuning.optimizer.step()
+    take(tuning.optimizer)
     if tuning.average:
         tuning.average.update(network)
     return loss
@@ -302,6 +302,8 @@ def _loss(tuning: Tuning, batch: Batch) -> Tensor:
 
 def _draw_to_start(tuning: Tuning) -> None:
     """Add the gradient of l2sp / 2 x ||w - w0||^2 (Li et al. 2018, arXiv 1802.01483)."""
+    if not tuning.anchor:
+        return
     for name, parameter in tuning.trial.network.backbone.named_parameters():
         if name in tuning.anchor and parameter.grad is not None:
             pull = parameter.detach() - tuning.anchor[name]

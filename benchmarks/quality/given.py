@@ -35,7 +35,7 @@ class Given:
 
     `data` and `weights` are folders; each method has `seconds` of wall time. `size` is the side in
     pixels at which networks run that were trained so (0: that of the search), `backbone` the one
-    with the best prior.
+    with the best prior. Each line computes with so many `threads` (0: all processors).
     """
 
     data: Path
@@ -43,6 +43,7 @@ class Given:
     seconds: float
     size: int = 224
     backbone: str = "mobilenetv2_100.in1k"
+    threads: int = 0
 
     def sources(self) -> dict[str, Source]:
         """Return the backbones that the folder of weights holds, by label."""
@@ -81,7 +82,7 @@ def open_task(given: Given, dataset: str, seed: int, folder: Path, size: int = 0
     )
     data: Data = read_data(settings, lambda *_, **__: None)
     setup = setup_of(settings, folder, data, given.sources(), "cpu")
-    threads = len(os.sched_getaffinity(0))
+    threads = given.threads or len(os.sched_getaffinity(0))
     torch.set_num_threads(threads)
     paths = tuple(data.catalog.paths[index] for index in data.split.test)
     test = data.part(data.split.test)

@@ -4,7 +4,8 @@ Three parts, one line of results for each piece, appended, so that the same comm
 it was stopped:
 
 - `search`: `autoft search` as a user runs it, and four baselines, on each data set and seed,
-  one at a time on all cores. All have the same split; each is scored on the locked test part once.
+  one at a time on all cores (the other parts may run side by side, with `--jobs`). All have the
+  same split; each is scored on the locked test part once.
 - `same`: the same list of configurations, with what is shared and with everything run again.
 - `views`: tails on 1 to 8 kept views of each image, and on new ones in every epoch.
 
@@ -50,10 +51,11 @@ VIEWS = (
     (0, "mixup"),
     (4, "manifold"),
 )
-DEPTHS = (0.5, 0.75)
-VIEWED = ("flowers", "sign-digits")
+DEPTHS = (0.75,)
+VIEWED = ("sign-digits",)
 SAME = ("flowers", "sign-digits")
 BACKBONES = ("mobilenetv2_100.in1k", "squeezenet1_0.in1k")
+AFTER_RANKING = ("profile", "search")  # phases, whichever is first
 OVER = 2.0  # times the time given, and a minute: a search that takes longer is ended
 
 
@@ -68,13 +70,15 @@ def main() -> None:
         return
     if not options.data or not options.weights:
         parser.error("--data and --weights are needed: the folders of data sets and weights")
+    if options.jobs > 1 and "search" in options.parts.split(","):
+        parser.error("--jobs is for the other parts: a search has the machine for itself")
     measure_all(
         options.parts.split(","),
         partial(specs_of, options=options),
         partial(_measure, options),
         options.results,
         only=options.only,
-        jobs=1,
+        jobs=options.jobs,
         minutes=options.minutes,
     )
 
@@ -93,6 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--size", type=int, default=224, help="pixels of fine_tune and timm")
     parser.add_argument("--backbone", default=BACKBONES[0], help="the one with the best prior")
     parser.add_argument("--only", default="", help="only the lines whose label holds this")
+    parser.add_argument("--jobs", type=int, default=1, help="lines at once, of a thread each")
     parser.add_argument("--minutes", type=float, default=600.0, help="begin nothing after these")
     parser.add_argument("--runs", type=Path, help="folder to keep the run folders of autoft in")
     return parser
@@ -131,7 +136,14 @@ def _measure(options: argparse.Namespace, spec: Row) -> Row:
     from autoft.training.heap import settle
 
     settle()  # the baselines compute as fast as workers of autoft do
-    given = Given(options.data, options.weights, options.time, options.size, options.backbone)
+    given = Given(
+        options.data,
+        options.weights,
+        options.time,
+        options.size,
+        options.backbone,
+        0 if options.jobs == 1 else 1,
+    )
     with tempfile.TemporaryDirectory() as folder:
         row = measure(given, spec, Path(folder))
         if options.runs and (run := Path(folder, "run")).is_dir():
@@ -227,6 +239,7 @@ def read_run(run: Path) -> Row:
         "answers": winner["params"],
         "trials": result["trials"],
         "curve": curve_of(run / "events.jsonl"),
+        "ranked": ranked_at(run / "events.jsonl"),
         "probe": result["baseline"],
     }
 
@@ -258,6 +271,12 @@ def curve_of(events: Path) -> list[list[float]]:
             best = score
             curve.append([event["at"], best])
     return curve
+
+
+def ranked_at(events: Path) -> float:
+    """Return the seconds at which images were decoded and backbones ranked."""
+    phases = (each for each in _events(events) if each["kind"] == "phase")
+    return next(each["at"] for each in phases if each["name"] in AFTER_RANKING)
 
 
 def _events(path: Path) -> list[Row]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from functools import partial
 from statistics import median
 
 from baseline import built, head_epoch, tail_epoch
@@ -24,9 +25,11 @@ from goals import Line, Spent, spending
 
 from autoft.network.build import build
 from autoft.network.strategy import bind
-from autoft.training.job import Setup
+from autoft.training.job import Report, Setup
 from autoft.training.trial import train_trials
 from autoft.values import Part, TrialConfig
+
+EPOCHS = 10  # of every trial
 
 
 def search(setup: Setup, rounds: int) -> Iterator[Line]:
@@ -34,7 +37,7 @@ def search(setup: Setup, rounds: int) -> Iterator[Line]:
     shared, full = Spent(), Spent()
     depth = 0.75
     plain_head, plain_tail = Spent(), Spent()
-    with steps_of_heads(10 * IMAGES // BATCH):
+    with steps_of_heads(EPOCHS * IMAGES // BATCH):
         for _ in range(min(rounds, 3) + 1):
             forget()
             with spending(shared):
@@ -57,23 +60,23 @@ def search(setup: Setup, rounds: int) -> Iterator[Line]:
                 tail_epoch(backbone, head, optimizer, setup, FORMAT, 32, 0)
     epochs_of_tails = sum(TAIL_EPOCHS)
     sides = {
-        "heads": 1000 * median(plain_head.processor),
+        "heads": 100 * EPOCHS * median(plain_head.processor),
         "tails": epochs_of_tails * median(plain_tail.processor),
-        "full": 10 * median(full.processor),
+        "full": EPOCHS * median(full.processor),
     }
     plain = sum(sides.values())
     detail = {"shared": asdict(shared), "R": sides, "epochs of tails": epochs_of_tails}
     trials = f"100 heads x 10, 10 tails ({epochs_of_tails} epochs), 1 full x 10"
     what = f"{trials}: {shared} s, R {plain:.0f} s"
     yield Line("P8", what, plain / median(shared.processor), 8, 20, detail=detail)
-    fine_tune = 10 * median(full.processor)
+    fine_tune = EPOCHS * median(full.processor)
     share = median(shared.processor) / fine_tune
     yield Line(
         "P9", f"the same in full fine-tunes ({fine_tune:.1f} s)", share, 2.5, 1.7, "", less=True
     )
 
 
-# Of ten tails halving leaves three after two epochs and one after six.
+# Of ten tails of as many epochs halving leaves three after two and one after six.
 TAIL_EPOCHS = (2, 2, 2, 2, 2, 2, 2, 6, 6, 10)
 
 
@@ -84,9 +87,15 @@ def _mixed_search(setup: Setup, depth: float) -> None:
         recipe = {"lr": 1e-4 * 1.2 ** (number - 100), "batch_size": 32}
         part = Part("freeze", {"depth": depth})
         config = TrialConfig(Part(MODEL), part, Part("linear"), recipe, seed=0)
-        train_trials(setup, [replace(job_of(number, config, epochs), costs=costs)], go_on)
+        job = replace(job_of(number, config, EPOCHS), costs=costs)
+        train_trials(setup, [job], partial(_until, epochs))
     config = TrialConfig(Part(MODEL), Part("full"), Part("linear"), {"batch_size": 32}, seed=0)
-    train_trials(setup, [job_of(110, config, 10)], go_on)
+    train_trials(setup, [job_of(110, config, EPOCHS)], go_on)
+
+
+def _until(epochs: int, report: Report) -> bool:
+    """Stop a trial after so many of its epochs, as halving does."""
+    return report.epoch < epochs
 
 
 def _frozen(setup: Setup, depth: float) -> int:

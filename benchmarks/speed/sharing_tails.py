@@ -80,7 +80,8 @@ class _Steps:
         ]
         self.held = self.read(self.rows)
         live = [p for p in self.trial.network.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(live, lr=0.0)
+        self.trial.network.train()  # as it is told once in an epoch
+        self.optimizer = torch.optim.AdamW(live, lr=0.0, fused=True)  # as trials have it
 
     def ways(self) -> dict[str, Callable[[], None]]:
         """Return what runs STEPS steps in each way."""
@@ -93,7 +94,6 @@ class _Steps:
         }
 
     def _train(self, model: torch.nn.Module, given: Callable[[slice], torch.Tensor]) -> None:
-        self.trial.network.train()
         for number in range(STEPS):
             at = slice(number * STEP_BATCH, (number + 1) * STEP_BATCH)
             inputs = place(given(at), FORMAT, CPU)

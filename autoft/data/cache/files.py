@@ -27,8 +27,11 @@ def cache_root() -> Path:
     return Path(chosen).expanduser().absolute() / "autoft"
 
 
-def write_bytes_atomic(path: Path, data: bytes) -> None:
+def write_bytes_atomic(path: Path, data: bytes, *, synced: bool = True) -> None:
     """Write `data` to `path` so that a reader or a crash sees all of it or the old file.
+
+    Without `synced` its folder is not synced: if the machine crashes, the old file may be back,
+    until something else is written there.
 
     Raises:
         MachineError: the disk is full, or the folder cannot be written.
@@ -46,17 +49,22 @@ def write_bytes_atomic(path: Path, data: bytes) -> None:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        sync_folder(path.parent)
+        if synced:
+            sync_folder(path.parent)
 
 
-def write_json_atomic(path: Path, obj: object, *, indent: int | None = 2) -> None:
+def write_json_atomic(
+    path: Path, obj: object, *, indent: int | None = 2, synced: bool = True
+) -> None:
     """Write `obj` as JSON in ASCII, atomically; not-finite floats, unknown to JSON, as null.
+
+    `synced` is that of `write_bytes_atomic`.
 
     Raises:
         MachineError: the disk is full, or the folder cannot be written.
     """
     text = json.dumps(_finite(obj), indent=indent, allow_nan=False)
-    write_bytes_atomic(path, (text + "\n").encode("ascii"))
+    write_bytes_atomic(path, (text + "\n").encode("ascii"), synced=synced)
 
 
 def check_space(folder: Path, needed: int) -> None:

@@ -54,7 +54,9 @@ class Form:
 def form_of(head: nn.Module, num_features: int) -> Form | None:
     """Return the layers of `head`; None if they are not known, or if it does more than they do."""
     form = _read(head, num_features)
-    return form if form is not None and _agrees(head, num_features) else None
+    if form is None:
+        return None
+    return form if _is_plain(head) or _agrees(head, num_features) else None
 
 
 def logits_of(form: Form, features: Tensor) -> Tensor:
@@ -158,6 +160,12 @@ def _is_all(head: nn.Module, form: Form) -> bool:
         and buffers == 0
         and all(each.requires_grad and each.dtype == torch.float32 for each in own)
     )
+
+
+def _is_plain(head: nn.Module) -> bool:
+    """Tell whether `head` is torch's own linear layer and nothing else: it need not be asked."""
+    hooks = len(head._forward_hooks) + len(head._forward_pre_hooks)
+    return type(head) is nn.Linear and not hooks and "forward" not in vars(head)
 
 
 @torch.no_grad()

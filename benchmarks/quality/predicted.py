@@ -1,0 +1,130 @@
+"""What `autoft plan` says of a search, and what its trials were expected to take and took.
+
+    python benchmarks/quality/predicted.py --runs DIR --data DIR --weights DIR --page FILE
+
+`--runs` holds run folders that `search_quality.py --runs` kept. For each the plan of the same
+search is made, and every trial that trained its backbone is told beside what was expected of it
+by then: by the costs measured before the search and by what earlier trials taught. Trials that
+the end of the time cut off within an epoch are left out, as nobody knows what they would have
+taken.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # what all benchmarks share
+
+from page import write_between
+
+HEADS = "head_only"
+WITHIN = 0.25  # of what it took
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A trial that trained its backbone: what it was, expected to take and took, in seconds."""
+
+    what: str
+    epochs: int
+    expected: float
+    took: float
+
+    @property
+    def off(self) -> float:
+        """Return by which share of what it took the expectation was too high."""
+        return self.expected / self.took - 1
+
+
+def main() -> None:
+    """Write the page."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--runs", type=Path, required=True, help="folder of run folders")
+    parser.add_argument("--data", type=Path, required=True, help="folder that holds the data sets")
+    parser.add_argument("--weights", type=Path, required=True, help="folder of the weights")
+    parser.add_argument("--page", type=Path, required=True, help="page to write into")
+    asked = parser.parse_args()
+    parts, every = list[str](), list[Trial]()
+    for run in sorted(each for each in asked.runs.iterdir() if (each / "result.json").exists()):
+        dataset = Path(_json(run / "run.json")["settings"]["dataset"]).name
+        trials = list(trials_of(run))
+        every += trials
+        plan = planned(asked.data / dataset, asked.weights)
+        parts.append(f"## {dataset}\n\n```text\n{plan}\n```\n\n{table(trials)}")
+    write_between(asked.page, "plans", "\n\n".join([summary(every), *parts]))
+
+
+def planned(dataset: Path, weights: Path) -> str:
+    """Return what `autoft plan` says of ten minutes on `dataset`."""
+    words = ["--dataset", str(dataset), "--weights", str(weights), "--time", "10m", "--offline"]
+    command = [sys.executable, "-m", "autoft", "plan", *words, "--metric", "accuracy"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return done.stdout.strip().replace(f"{dataset.parent}/", "").replace(str(weights), "weights")
+
+
+def trials_of(run: Path) -> Iterator[Trial]:
+    """Yield the trials of a run that trained their backbones and ended with an epoch."""
+    configs = {each["number"]: each["config"] for each in _lines(run / "trials.jsonl")}
+    for event in _lines(run / "events.jsonl"):
+        if event["kind"] != "trial_end" or event["score"] is None:
+            continue
+        config = configs[event["number"]]
+        strategy = config["strategy"]
+        reports = list(_lines(run / "trials" / f"{event['number']:04d}" / "metrics.jsonl"))
+        if strategy["name"] == HEADS or "of" in event or _cut_off(reports, event["seconds"]):
+            continue
+        depth = strategy["params"].get("depth")
+        what = f"{config['backbone']['name']}, {strategy['name']}"
+        what += f" {depth:g}" if isinstance(depth, int | float) else ""
+        yield Trial(what, len(reports), event["expected"], event["seconds"])
+
+
+def _cut_off(reports: Sequence[dict[str, Any]], seconds: float) -> bool:
+    """Tell whether a trial went on for more than half an epoch after its last."""
+    ends = [0.0, *(each["seconds"] for each in reports)]
+    usual = median(after - before for before, after in pairwise(ends))
+    return seconds - ends[-1] > usual / 2
+
+
+def summary(trials: Sequence[Trial]) -> str:
+    """Return how many were expected well."""
+    within = sum(abs(each.off) <= WITHIN for each in trials)
+    expected, took = (sum(getattr(t, name) for t in trials) for name in ("expected", "took"))
+    return (
+        f"Of {len(trials)} trials {within} were expected within {WITHIN:.0%} of what they took. "
+        f"All together were expected to take {expected:.0f} s and took {took:.0f} s "
+        f"({expected / took - 1:+.0%})."
+    )
+
+
+def table(trials: Sequence[Trial]) -> str:
+    """Return a Markdown table, a row a trial."""
+    head = ["| Trial | Epochs | Expected, s | Took, s | |", "|---|---|---|---|---|"]
+    rows = [
+        f"| {t.what} | {t.epochs} | {t.expected:.0f} | {t.took:.0f} | {t.off:+.0%} |"
+        for t in trials
+    ]
+    return "\n".join(head + rows)
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    for line in path.read_text("utf-8").splitlines():
+        yield json.loads(line)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    known: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    return known
+
+
+if __name__ == "__main__":
+    main()
