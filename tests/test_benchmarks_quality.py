@@ -392,7 +392,7 @@ def test_what_failed_is_listed_until_it_succeeds():
 def test_same_trials_and_views_have_their_tables():
     from quality_table import paired_difference, tables
 
-    shared = {"validation": 0.9, "test": 0.85, "seconds": 10.0}
+    shared = {"validation": 0.9, "test": 0.85, "tests": [0.75, 0.85], "seconds": 10.0}
     same = {
         "label": "same/flowers/x/0",
         "part": "same",
@@ -413,6 +413,7 @@ def test_same_trials_and_views_have_their_tables():
             "mix": "none",
             "seed": 0,
             "validation": 0.9,
+            "loss": 0.3,
             "test": 0.8,
             "seconds": 5.0,
             "cut": 3,
@@ -421,8 +422,10 @@ def test_same_trials_and_views_have_their_tables():
         for count in (0, 4)
     ]
     text = tables([same, *viewed])
-    assert cells(text, "| flowers | 0 | 0.900")[-1] == "+0.0 (+0.0 to +0.0)"
-    assert cells(text, "| flowers | b | 3 of 6 | 4")[4:] == ["none", "0.900", "0.800", "5"]
+    assert cells(text, "| flowers | 0 | 0.850")[2:5] == ["0.850", "0.800", "10"]
+    assert cells(text, "| flowers | 0 | 0.850")[-2:] == ["+0.0 (+0.0 to +0.0)", "+0.0"]
+    told = ["none", "0.900", "0.300", "0.800", "5"]
+    assert cells(text, "| flowers | b | 3 of 6 | 4")[4:] == told
     assert "| 3 of 6 | new |" in text
 
 

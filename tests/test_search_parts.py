@@ -32,7 +32,16 @@ from autoft.selection.intervals import wilson
 from autoft.selection.regime import judge, size_class
 from autoft.space import Choice, Float, Int, Parameter, read_signature
 from autoft.training import checkpoint, recipe
-from autoft.training.job import Images, Outcome, Precision, Ranked, Report, Setup, TrialJob
+from autoft.training.job import (
+    Costs,
+    Images,
+    Outcome,
+    Precision,
+    Ranked,
+    Report,
+    Setup,
+    TrialJob,
+)
 from autoft.training.measures import Measured
 from autoft.values import PROCEDURAL, Part, TrialConfig, TrialResult
 
@@ -906,6 +915,34 @@ def test_where_epochs_are_few_images_are_smaller_and_the_budget_knows() -> None:
     space, budget = hurried(970)
     assert (scale(space, "a"), scale(space, "b")) == (1.0, None)
     assert budget.smaller == frozenset()
+
+
+@pytest.mark.parametrize(("smaller", "pays"), [(0.5, True), (0.74, True), (0.9, False)])
+def test_images_are_smaller_only_where_that_saves_time(smaller, pays) -> None:
+    costs = Costs((0.0, 0.01), (0.1, 0.0), (0.01, 0.0), (0, 0), smaller=smaller)
+    ranked = Ranked("a", images_per_second=100.0, trained_per_second=10.0, costs=costs)
+    budget = Budget(time.time() + 121, None, {"a": ranked}, 100, 200, first=False)
+    space = prepare.hurried(replace(make_space(), backbones=("a",)), budget)
+    assert budget.smaller == (frozenset("a") if pays else frozenset())
+    assert ("train.train_scale" in space.usual.get("a", {})) is pays
+
+
+@pytest.mark.parametrize(
+    ("told", "views"),
+    [
+        ('{"mode": "disk", "views": 3}', 3),
+        ('{"mode": "rerun", "views": 3}', 0),
+        ('{"mode": "disk"}', 0),
+        ("torn", 0),
+        (None, 0),
+    ],
+)
+def test_the_budget_learns_of_views_that_trials_really_kept(tmp_path, told, views) -> None:
+    folder = RunFolder(tmp_path)
+    folder.trial(3).mkdir(parents=True)
+    if told is not None:
+        (folder.trial(3) / "sharing.json").write_text(told)
+    assert folder.views_kept(3) == views
 
 
 def test_weak_weights_get_the_time_of_random_ones() -> None:

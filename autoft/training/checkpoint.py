@@ -47,7 +47,7 @@ def start(folder: Path, job: TrialJob, *, pretrained: bool) -> None:
         "fold": job.fold,
         "of": job.of,
     }
-    write_json_atomic(folder / "config.json", config, synced=False)  # by what follows
+    write_json_atomic(folder / "config.json", config, synced=False)  # lost: it never began
     if not (folder / LAST).exists():  # it begins anew: so does its curve
         (folder / "metrics.jsonl").unlink(missing_ok=True)
 
@@ -126,9 +126,12 @@ def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def finish(folder: Path, outcome: Outcome) -> None:
-    """Write `done.json`, last of all, and drop the state that only an unfinished trial needs."""
+    """Write `done.json`, last of all, and drop the state that only an unfinished trial needs.
+
+    It need not outlive a crash of the machine: the controlling process writes how trials end, too.
+    """
     (folder / LAST).unlink(missing_ok=True)
-    write_json_atomic(folder / "done.json", asdict(outcome))
+    write_json_atomic(folder / "done.json", asdict(outcome), synced=False)
 
 
 def _detached(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

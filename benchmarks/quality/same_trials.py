@@ -16,6 +16,7 @@ from quality_table import paired_difference
 from autoft.data.views import evaluation_batches
 from autoft.network.strategy import bind
 from autoft.search.finish import load_trial
+from autoft.training import checkpoint
 from autoft.training.evaluate import EVALUATION_BATCH, logits_of
 from autoft.training.job import Outcome, Precision, Ranked, Report, Setup, Sharing, TrialJob
 from autoft.training.metrics import predict
@@ -41,7 +42,8 @@ LIST: tuple[tuple[Part, Part, dict[str, Value]], ...] = (
 def same_trials(given: Given, dataset: str, seed: int, folder: Path) -> Row:
     """Train the list twice: as autoft shares, and running every frozen part again in each step.
 
-    The best of each by validation is scored on the test part. A head alone is trained by a plain
+    The best of each by validation is what a search would return. All are scored on the test part:
+    the mean says more of sharing than which of few is chosen. A head alone is trained by a plain
     loop in the second, for as many epochs as any other trial. Seconds are the processor's.
     """
     told: Row = {}
@@ -65,8 +67,7 @@ def _measured(task: Task, label: str) -> Ranked:
 
 
 def _best_of_list(task: Task, ranked: Ranked, dataset: str, seed: int, *, shared: bool) -> Row:
-    began = time.process_time()
-    results: list[TrialResult] = []
+    results, modes, seconds = list[TrialResult](), list[str](), 0.0
     for number, (strategy, head, answers) in enumerate(LIST):
         tunes = strategy.name != "head_only"
         how = answers | ({"augment": _augment(dataset)} if tunes else {})
@@ -81,14 +82,21 @@ def _best_of_list(task: Task, ranked: Ranked, dataset: str, seed: int, *, shared
             sharing=None if shared else Sharing("rerun"),
         )
         train: Train = train_trial if tunes or shared else train_head
+        began = time.process_time()
         results.append(_result(config, train(task.setup, job, lambda _: True)))
-    seconds = time.process_time() - began
+        seconds += time.process_time() - began
+        known = checkpoint.noted_sharing(task.setup.folder / "trials" / f"{number:04d}")
+        modes.append(f"{known.mode} {known.views}" if known and tunes else "head")
     usable = [each for each in results if each.score is not None]
     best = max(usable, key=lambda each: (each.score, -(each.loss or 0.0)))
-    return scored(task, _predicted(task, best)) | {
+    predicted = {each.number: _predicted(task, each) for each in usable}
+    labels = task.test.labels
+    return scored(task, predicted[best.number]) | {
         "validation": best.score,
         "chosen": best.number,
         "scores": [each.score for each in results],
+        "tests": [float((each == labels).mean()) for each in predicted.values()],
+        "modes": modes,
         "seconds": round(seconds, 1),
     }
 

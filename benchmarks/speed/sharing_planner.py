@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import count
 from statistics import median
 
 import numpy as np
@@ -30,6 +31,7 @@ TRAIN, VALIDATION = 64, 16  # images
 TRIALS = LIVE_MOST  # that freeze the same stages, in every way
 FIRST, LATER = "disk, the first", "disk, each later one"
 KINDS = ("rerun", "live", "ram", FIRST, LATER)
+NUMBERS = count()
 
 
 @dataclass
@@ -55,19 +57,20 @@ class Workload:
         self._train("disk", 1, self.spent[FIRST])
         self._train("disk", 1, self.spent[LATER])
 
-    def _train(self, mode: Mode, count: int, spent: Spent) -> None:
-        """Train `count` trials in `mode`; as a search does where that is what it chooses.
+    def _train(self, mode: Mode, trials: int, spent: Spent) -> None:
+        """Train `trials` trials in `mode`; as a search does where that is what it chooses.
 
         So what is kept on the way, for trials that freeze less, is charged as well.
         """
         sharing = Sharing(mode, self.frozen, self.views if mode in ("ram", "disk") else 0)
         own = mode == "disk" == self.chosen
         jobs = [
+            # Numbers are new: a trial that is there already would go on in the way it took.
             replace(
-                job_of(number, self.config, self.epochs, None if own else sharing),
+                job_of(next(NUMBERS), self.config, self.epochs, None if own else sharing),
                 costs=self.costs,
             )
-            for number in range(count)
+            for _ in range(trials)
         ]
         with spending(spent):
             train_trials(self.setup, jobs, go_on)
