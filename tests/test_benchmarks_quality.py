@@ -488,12 +488,13 @@ def test_the_test_part_is_that_of_the_searches_split(given, photos, task, tmp_pa
 def test_a_trial_that_the_end_cut_off_says_nothing_of_what_was_expected(tmp_path):
     from predicted import summary, table, trials_of
 
-    ends, lines = {0: 20.0, 1: 26.0, 2: 5.0}, []
+    ends, lines = {0: 20.0, 1: 26.0, 2: 5.0, 3: 20.0}, []
     for number in ends:
         name = "head_only" if number == 2 else "freeze"
         params = {"depth": 0.5} if name == "freeze" else {}
         config = {"backbone": {"name": "b"}, "strategy": {"name": name, "params": params}}
-        lines.append({"number": number, "config": config})
+        again = {"of": 0} if number == 3 else {}  # on another fold
+        lines.append({"number": number, "config": config} | again)
         folder = tmp_path / "trials" / f"{number:04d}"
         folder.mkdir(parents=True)
         told = [{"seconds": seconds} for seconds in (10.0, 19.5)]

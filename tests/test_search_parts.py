@@ -930,8 +930,8 @@ def test_images_are_smaller_only_where_that_saves_time(smaller, pays) -> None:
 @pytest.mark.parametrize(
     ("told", "views"),
     [
-        ('{"mode": "disk", "views": 3}', 3),
-        ('{"mode": "rerun", "views": 3}', 0),
+        ('{"mode": "disk", "cut": 2, "views": 3, "exact": false}', 3),
+        ('{"mode": "rerun", "cut": 2, "views": 3, "exact": false}', 0),
         ('{"mode": "disk"}', 0),
         ("torn", 0),
         (None, 0),

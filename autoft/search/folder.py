@@ -21,7 +21,8 @@ from autoft.data.cache.files import write_bytes_atomic, write_json_atomic
 from autoft.errors import MachineError, UsageError
 from autoft.search.events import Event
 from autoft.search.settings import Settings
-from autoft.training.job import SHARING, Precision, TrialJob
+from autoft.training.job import Precision, TrialJob
+from autoft.training.noted import noted_sharing
 from autoft.values import TrialConfig, TrialResult
 
 FORMAT = 4  # of the run folder, raised when an older autoft could not read it
@@ -55,11 +56,8 @@ class RunFolder:
 
     def views_kept(self, number: int) -> int:
         """Return how many views of each image a trial was to keep in the cache; 0 if none."""
-        try:
-            known = json.loads((self.trial(number) / SHARING).read_bytes())
-            return int(known["views"]) if known["mode"] in ("disk", "device") else 0
-        except (OSError, ValueError, LookupError, TypeError):
-            return 0
+        noted = noted_sharing(self.trial(number))
+        return noted.views if noted is not None and noted.mode in ("disk", "device") else 0
 
     def write_json(self, name: str, data: Mapping[str, Any]) -> None:
         """Write a JSON file of the folder, whole or not at all."""

@@ -31,7 +31,7 @@ from autoft.search.session import Session
 from autoft.search.settings import Settings
 from autoft.selection.regime import Profile, judge, merit
 from autoft.training.job import Ranked, Setup
-from autoft.training.plan import Work, share_of_time
+from autoft.training.plan import share_of_smaller
 from autoft.training.recipe import AUGMENTS, SMALLER, UPRIGHT
 
 LARGE = 20_000  # training images from which random weights may win and batch norms may learn
@@ -402,8 +402,8 @@ def hurried(space: Space, budget: Budget) -> Space:
 
 def _smaller_pay(ranked: Ranked) -> bool:
     """Tell whether smaller images save enough: what is frozen cannot be kept of two sizes."""
-    work = Work(1, 0, GOOD_EPOCHS, augmented=True, mixed=False, smaller=True)
-    return ranked.costs is None or share_of_time(ranked.costs, work) <= SMALLER_PAY
+    costs = ranked.costs
+    return costs is None or share_of_smaller(costs, GOOD_EPOCHS) <= SMALLER_PAY
 
 
 def names(settings: Settings) -> Names:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from autoft.data.cache.files import write_bytes_atomic, write_json_atomic
 from autoft.network.adapters import merged_state
-from autoft.training.job import SHARING, Outcome, Report, Sharing, TrialJob
+from autoft.training.job import Outcome, Report, TrialJob
 from autoft.training.optim import restore
 
 SCORED, LAST = "scored.safetensors", "last.safetensors"
@@ -50,20 +50,6 @@ def start(folder: Path, job: TrialJob, *, pretrained: bool) -> None:
     write_json_atomic(folder / "config.json", config, synced=False)  # lost: it never began
     if not (folder / LAST).exists():  # it begins anew: so does its curve
         (folder / "metrics.jsonl").unlink(missing_ok=True)
-
-
-def note_sharing(folder: Path, sharing: Sharing, why: str) -> None:
-    """Write `sharing.json`: how a trial comes by what its frozen stages give, or `why` not."""
-    write_json_atomic(folder / SHARING, asdict(sharing) | {"why": why})
-
-
-def noted_sharing(folder: Path) -> Sharing | None:
-    """Return what `note_sharing` wrote, for a trial that goes on; None if nothing was."""
-    try:
-        known = json.loads((folder / SHARING).read_bytes())
-        return Sharing(**{name: known[name] for name in asdict(Sharing())})
-    except (OSError, ValueError, LookupError, TypeError):
-        return None
 
 
 def append_curve(folder: Path, report: Report) -> None:

@@ -171,8 +171,8 @@ class _Runs:
                 works += self._step_on_smaller(size)
             best = [math.inf] * len(works)
             for _ in range(TRIAL_ROUNDS):
-                for place, work in enumerate(works):
-                    best[place] = min(best[place], self._seconds(work, TRIAL_BATCH))
+                now = (self._seconds(work, TRIAL_BATCH) for work in works)
+                best = list(map(min, best, now))
         except Exception as error:
             if not is_out_of_memory(error):
                 raise

@@ -139,9 +139,6 @@ Mode = Literal["rerun", "live", "ram", "disk", "device"]
 """
 
 
-SHARING = "sharing.json"  # in the folder of a trial: what it did, as `Sharing` and why
-
-
 @dataclass(frozen=True)
 class Sharing:
     """How a trial comes by what its frozen prefix, the first `cut` stages, gives.

@@ -23,6 +23,7 @@ from autoft.training.divided import Behind, CannotShare, Divided, uncut
 from autoft.training.evaluate import EVALUATION_BATCH, logits_of, score_logits
 from autoft.training.job import Outcome, Sharing
 from autoft.training.metrics import Logits
+from autoft.training.noted import note_sharing
 from autoft.training.packs.train import in_words
 from autoft.training.probe import NonFiniteLoss
 from autoft.training.tune import (
@@ -140,7 +141,7 @@ def _start_of(trial: Trial) -> tuple[object, ...]:
 def _begin(member: Member) -> None:
     trial = member.trial
     sharing = Sharing("live", trial.strategy.frozen_prefix())
-    checkpoint.note_sharing(trial.folder, sharing, "")
+    note_sharing(trial.folder, sharing, "")
     member.tuning = begin(trial, sharing, behind=member.model)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -37,10 +37,10 @@ def make_optimizer(network: Network, recipe: Recipe) -> torch.optim.Optimizer:
             groups.append(_group(members, HEAD, kind, recipe))
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=recipe.lr * SGD_FACTOR, momentum=0.9, nesterov=True)
-    return torch.optim.AdamW(groups, lr=recipe.lr, fused=can_fuse(list(network.parameters())))
+    return torch.optim.AdamW(groups, lr=recipe.lr, fused=can_fuse(network.parameters()))
 
 
-def can_fuse(parameters: Sequence[Tensor]) -> bool:
+def can_fuse(parameters: Iterable[Tensor]) -> bool:
     """Tell whether AdamW can step through `parameters` as they lie in memory, without gaps."""
     return all(
         each.is_floating_point() and each.stride() == torch.empty_like(each).stride()

@@ -89,7 +89,8 @@ def predict(costs: Costs, cut: int, work: Work, room: Room) -> Mapping[Mode, flo
     A way that is not possible is absent; to compute again always is there. Of trials that take
     their steps together it is what each adds.
     """
-    again = share_of_time(costs, work) * (costs.prefix[cut] + costs.tail[cut])
+    again = costs.prefix[cut] + costs.tail[cut]
+    again *= share_of_smaller(costs, work.epochs) if work.smaller else 1.0
     scored = costs.prefix[cut] + costs.score[cut]
     epoch = work.train * max(costs.view, again) + work.validation * scored
     found: dict[Mode, float] = {"rerun": work.epochs * epoch}
@@ -115,11 +116,9 @@ def predict(costs: Costs, cut: int, work: Work, room: Room) -> Mapping[Mode, flo
     return found
 
 
-def share_of_time(costs: Costs, work: Work) -> float:
-    """Return which share of the time of whole images training takes, over all its epochs."""
-    if not work.smaller:
-        return 1.0
-    whole = whole_epochs(work.epochs) / work.epochs
+def share_of_smaller(costs: Costs, epochs: int) -> float:
+    """Return the share of its time that training takes where the last epochs see images whole."""
+    whole = whole_epochs(epochs) / epochs
     return (1 - whole) * costs.smaller + whole
 
 

@@ -15,12 +15,13 @@ from torch import Tensor
 
 from autoft.data.views import view_batches
 from autoft.network.folding import WORTH
-from autoft.training import checkpoint, plan
+from autoft.training import plan
 from autoft.training.activations import Activations, Computed, Read, View, is_kept
 from autoft.training.divided import CannotShare, Divided, uncut
 from autoft.training.evaluate import EVALUATION_BATCH
 from autoft.training.features import cache_key
 from autoft.training.job import Rows, Sharing
+from autoft.training.noted import noted_sharing
 from autoft.training.rowstore import Number
 from autoft.training.underway import Trial, folder_of
 from autoft.values import is_of_images
@@ -140,9 +141,9 @@ def share(trial: Trial) -> tuple[Sharing, Shared | None, str]:
     it cannot be kept ("": it can, or need not).
     """
     # A trial that goes on keeps its views, on which its numbers depend.
-    wanted = trial.job.sharing or checkpoint.noted_sharing(trial.folder)
+    wanted = trial.job.sharing or noted_sharing(trial.folder)
     if trial.job.of is not None:  # it is trained as the trial was that it scores again
-        wanted = wanted or checkpoint.noted_sharing(folder_of(trial.setup, trial.job.of))
+        wanted = wanted or noted_sharing(folder_of(trial.setup, trial.job.of))
     depth = trial.strategy.frozen_prefix()
     if wanted is not None and wanted.mode in ("rerun", "live"):  # by itself: in every step
         return replace(wanted, mode="rerun"), None, ""

@@ -22,6 +22,7 @@ from autoft.training.gradients import BATCHES, relative_norms
 from autoft.training.job import Sharing
 from autoft.training.losses import Loss
 from autoft.training.memory import MicroBatches
+from autoft.training.noted import note_sharing
 from autoft.training.optim import CLIP, make_optimizer, set_learning_rates, take
 from autoft.training.precision import autocast, place
 from autoft.training.prefix import Shared, share
@@ -66,7 +67,7 @@ def tune(trial: Trial) -> Status:
         MachineError: the memory does not hold a single image's step.
     """
     sharing, shared, why = share(trial)  # before an earlier state of the weights is restored
-    checkpoint.note_sharing(trial.folder, sharing, why)
+    note_sharing(trial.folder, sharing, why)
     tuning = begin(trial, sharing, shared=shared)
     try:
         while trial.state.epoch < trial.job.epochs:
@@ -171,7 +172,7 @@ def _give_up(tuning: Tuning, why: str) -> None:
 def _note(tuning: Tuning, sharing: Sharing, why: str) -> None:
     """Write how it is shared from now on."""
     tuning.sharing = sharing
-    checkpoint.note_sharing(tuning.trial.folder, sharing, why)
+    note_sharing(tuning.trial.folder, sharing, why)
 
 
 def _let_go(tuning: Tuning) -> None:

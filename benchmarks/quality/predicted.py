@@ -20,10 +20,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # what all benchmarks share
 
+from lines import Row, rows_of
 from page import write_between
 
 HEADS = "head_only"
@@ -55,7 +55,8 @@ def main() -> None:
     asked = parser.parse_args()
     parts, every = list[str](), list[Trial]()
     for run in sorted(each for each in asked.runs.iterdir() if (each / "result.json").exists()):
-        dataset = Path(_json(run / "run.json")["settings"]["dataset"]).name
+        known = json.loads((run / "run.json").read_text("utf-8"))
+        dataset = Path(known["settings"]["dataset"]).name
         trials = list(trials_of(run))
         every += trials
         plan = planned(asked.data / dataset, asked.weights)
@@ -73,14 +74,15 @@ def planned(dataset: Path, weights: Path) -> str:
 
 def trials_of(run: Path) -> Iterator[Trial]:
     """Yield the trials of a run that trained their backbones and ended with an epoch."""
-    configs = {each["number"]: each["config"] for each in _lines(run / "trials.jsonl")}
-    for event in _lines(run / "events.jsonl"):
+    known = {each["number"]: each for each in rows_of(run / "trials.jsonl")}
+    for event in rows_of(run / "events.jsonl"):
         if event["kind"] != "trial_end" or event["score"] is None:
             continue
-        config = configs[event["number"]]
+        trial = known[event["number"]]
+        config, again = trial["config"], trial.get("of") is not None  # scored on another fold
         strategy = config["strategy"]
-        reports = list(_lines(run / "trials" / f"{event['number']:04d}" / "metrics.jsonl"))
-        if strategy["name"] == HEADS or "of" in event or _cut_off(reports, event["seconds"]):
+        reports = rows_of(run / "trials" / f"{event['number']:04d}" / "metrics.jsonl")
+        if strategy["name"] == HEADS or again or _cut_off(reports, event["seconds"]):
             continue
         depth = strategy["params"].get("depth")
         what = f"{config['backbone']['name']}, {strategy['name']}"
@@ -88,7 +90,7 @@ def trials_of(run: Path) -> Iterator[Trial]:
         yield Trial(what, len(reports), event["expected"], event["seconds"])
 
 
-def _cut_off(reports: Sequence[dict[str, Any]], seconds: float) -> bool:
+def _cut_off(reports: Sequence[Row], seconds: float) -> bool:
     """Tell whether a trial went on for more than half an epoch after its last."""
     ends = [0.0, *(each["seconds"] for each in reports)]
     usual = median(after - before for before, after in pairwise(ends))
@@ -114,16 +116,6 @@ def table(trials: Sequence[Trial]) -> str:
         for t in trials
     ]
     return "\n".join(head + rows)
-
-
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    for line in path.read_text("utf-8").splitlines():
-        yield json.loads(line)
-
-
-def _json(path: Path) -> dict[str, Any]:
-    known: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    return known
 
 
 if __name__ == "__main__":

@@ -16,10 +16,10 @@ from quality_table import paired_difference
 from autoft.data.views import evaluation_batches
 from autoft.network.strategy import bind
 from autoft.search.finish import load_trial
-from autoft.training import checkpoint
 from autoft.training.evaluate import EVALUATION_BATCH, logits_of
 from autoft.training.job import Outcome, Precision, Ranked, Report, Setup, Sharing, TrialJob
 from autoft.training.metrics import predict
+from autoft.training.noted import noted_sharing
 from autoft.training.rank import rank_backbone
 from autoft.training.trial import train_trial
 from autoft.values import Part, TrialConfig, TrialResult, Value
@@ -85,7 +85,7 @@ def _best_of_list(task: Task, ranked: Ranked, dataset: str, seed: int, *, shared
         began = time.process_time()
         results.append(_result(config, train(task.setup, job, lambda _: True)))
         seconds += time.process_time() - began
-        known = checkpoint.noted_sharing(task.setup.folder / "trials" / f"{number:04d}")
+        known = noted_sharing(task.setup.folder / "trials" / f"{number:04d}")
         modes.append(f"{known.mode} {known.views}" if known and tunes else "head")
     usable = [each for each in results if each.score is not None]
     best = max(usable, key=lambda each: (each.score, -(each.loss or 0.0)))

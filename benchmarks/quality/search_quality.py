@@ -253,7 +253,7 @@ def _predictions(path: Path) -> tuple[list[str], list[bool]]:
 
 
 def _counts(run: Path, test: int) -> list[int]:
-    scans = [event for event in _events(run / "events.jsonl") if event["kind"] == "scan"]
+    scans = [event for event in rows_of(run / "events.jsonl") if event["kind"] == "scan"]
     return [scans[-1]["train"], scans[-1]["validation"], test] if scans else [0, 0, test]
 
 
@@ -263,7 +263,7 @@ def curve_of(events: Path) -> list[list[float]]:
     What scored a trial again on another fold does not count.
     """
     best, curve, again = -1.0, list[list[float]](), set[int]()
-    for event in _events(events):
+    for event in rows_of(events):
         score = event.get("score")
         again |= {event["number"]} if "of" in event else set()
         counts = event["kind"] in ("epoch", "trial_end") and event["number"] not in again
@@ -275,12 +275,8 @@ def curve_of(events: Path) -> list[list[float]]:
 
 def ranked_at(events: Path) -> float:
     """Return the seconds at which images were decoded and backbones ranked."""
-    phases = (each for each in _events(events) if each["kind"] == "phase")
+    phases = (each for each in rows_of(events) if each["kind"] == "phase")
     return next(each["at"] for each in phases if each["name"] in AFTER_RANKING)
-
-
-def _events(path: Path) -> list[Row]:
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
 
 if __name__ == "__main__":

@@ -97,9 +97,7 @@ def planner(setup: Setup, rounds: int) -> Iterator[Line]:
     regrets, against, told = [], [], []
     for model, depth, epochs in WORKLOADS:
         workload = _workload(small, model, depth, epochs)
-        workload.measure()  # which warms up
-        workload.spent = {name: Spent(warm=True) for name in KINDS}
-        for _ in range(min(rounds, 2)):
+        for _ in range(min(rounds, 2) + 1):
             workload.measure()
         seconds, chosen = workload.seconds(), workload.chosen
         regrets.append(seconds[chosen] / min(seconds.values()) - 1)
@@ -152,5 +150,5 @@ def _workload(setup: Setup, model: str, depth: float, epochs: int) -> Workload:
         plan.views_for(costs, frozen, work),
         "live" if budget.together(config, epochs) > 1 else alone,
         dict(plan.predict(costs, frozen, replace(work, together=TRIALS), room)),
-        {name: Spent(warm=True) for name in KINDS},
+        {name: Spent() for name in KINDS},
     )
