@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -138,12 +139,12 @@ def test_an_actor_that_dies_twice_costs_that_trial_alone(setup) -> None:
 
 def test_a_trial_that_hangs_is_given_up_and_the_search_ends(setup, monkeypatch) -> None:
     monkeypatch.setattr(ray, "GRACE", 2.0)
-    hung: list[int] = []
+    hung: list[psutil.Process] = []
 
     def watch(kind: str, data: dict) -> None:
         if kind == "epoch" and not hung:
-            hung.extend(actors())
-            os.kill(hung[0], signal.SIGSTOP)
+            hung.extend(psutil.Process(pid) for pid in actors())
+            hung[0].suspend()
             director.budget.deadline = 0.0
 
     director = make_director(setup, watch, trials=2, best=-1.0, seconds=40.0)
@@ -153,7 +154,16 @@ def test_a_trial_that_hangs_is_given_up_and_the_search_ends(setup, monkeypatch) 
         (2, "it hung past its deadline")
     ]
     assert time.time() - began < 100
-    assert not [pid for pid in hung if psutil.pid_exists(pid)], "the hung actor was left behind"
+    assert not [actor for actor in hung if ray._is_alive(actor)], "the hung actor was left behind"
+
+
+def test_what_hangs_when_ray_has_ended_is_killed(monkeypatch) -> None:
+    monkeypatch.setattr(ray, "LEAVE", 0.5)
+    hung = psutil.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    hung.suspend()  # a stopped process does not even take SIGTERM
+    hung.terminate()
+    ray._end({psutil.Process(hung.pid)})
+    assert hung.wait(5) == -signal.SIGKILL
 
 
 def test_a_trial_that_finds_no_room_is_given_up(setup, monkeypatch) -> None:

@@ -15,11 +15,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from autoft.errors import MachineError
 from autoft.search.director import Director
@@ -30,6 +32,7 @@ from autoft.search.folder import read_lines
 from autoft.training.job import Outcome, Report, Setup, TrialJob
 
 RETRIES = 1  # of a trial whose actor or node died; it goes on from its last epoch
+LEAVE = 3.0  # seconds for Ray's processes to end after it was shut down
 QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # our run folder is the log
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is ours
@@ -220,6 +223,7 @@ def _cluster() -> Iterator[None]:
     import ray
 
     ours = not ray.is_initialized()
+    before = _children()
     if ours:
         # The dashboard lets anyone who reaches it run code: it stays off where we start Ray.
         try:
@@ -230,7 +234,31 @@ def _cluster() -> Iterator[None]:
         yield
     finally:
         if ours:
+            started = _children() - before
             ray.shutdown()
+            _end(started)
+
+
+def _children() -> set[psutil.Process]:
+    return set(psutil.Process().children(recursive=True))
+
+
+def _end(processes: set[psutil.Process]) -> None:
+    """Wait for Ray's processes to end, and kill what does not: Ray itself gives them a second."""
+    until = time.monotonic() + LEAVE
+    while (left := [p for p in processes if _is_alive(p)]) and time.monotonic() < until:
+        time.sleep(0.05)
+    for process in left:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    """Tell whether it runs; one that has ended may stay listed where nobody asks for its end."""
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _resources(threads: int, count: int, *, allow_gpu: bool) -> dict[str, float]:
