@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, get_args
 
 from autoft.errors import PluginError, UsageError, did_you_mean
@@ -96,6 +97,14 @@ def read_signature(function: Callable[..., object]) -> tuple[Parameter, ...]:
         PluginError: an annotation does not resolve, a searched parameter has no default, or its
             default lies outside its range.
     """
+    # To resolve annotations takes longer than a head of many takes for a step of training.
+    try:
+        return _read_once(function)
+    except TypeError:  # a callable that cannot be hashed
+        return _read(function)
+
+
+def _read(function: Callable[..., object]) -> tuple[Parameter, ...]:
     label = f"{function.__module__}:{getattr(function, '__qualname__', function)}"
     try:
         signature = inspect.signature(function, eval_str=True)
@@ -103,6 +112,9 @@ def read_signature(function: Callable[..., object]) -> tuple[Parameter, ...]:
         raise PluginError(f"The signature of {label} cannot be read: {error}.") from error
     keyword_only = [p for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY]
     return tuple(_read_parameter(label, parameter) for parameter in keyword_only)
+
+
+_read_once = lru_cache(maxsize=256)(_read)
 
 
 def _read_parameter(label: str, parameter: inspect.Parameter) -> Parameter:

@@ -11,7 +11,7 @@ from autoft.errors import PluginError
 from autoft.network.assemble import Network
 from autoft.network.build import build
 from autoft.network.sources import Source
-from autoft.network.stages import stage_of_parameters
+from autoft.network.stages import stage_of_modules, stage_of_parameters
 from autoft.network.strategy import bind
 from autoft.training.optim import HEAD, make_optimizer, set_learning_rates
 from autoft.training.recipe import TRANSFORMER_FACTOR, tuning
@@ -127,6 +127,16 @@ def test_rates_reach_exactly_the_declared_parameters(model) -> None:
     for parameter in net.head.parameters():
         assert of[id(parameter)]["stage"] == HEAD
         assert of[id(parameter)]["lr"] == pytest.approx(5e-3)
+
+
+def test_a_module_that_spans_stages_belongs_to_none() -> None:
+    module = nn.Module()
+    module.shared = nn.Linear(2, 2)
+    module.a = nn.Sequential(module.shared, nn.ReLU())
+    module.b = nn.Sequential(nn.Linear(2, 2), nn.Sequential(module.shared, nn.Dropout()))
+    stages = {"shared.weight": 0, "shared.bias": 0, "b.0.weight": 1, "b.0.bias": 1}
+    owned = stage_of_modules(Backbone(module, (("shared",), ("b.0",)), 2), stages)
+    assert owned == {"shared": 0, "a": 0, "a.1": 0, "b.0": 1, "b.1": 0, "b.1.1": 0}
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import itertools
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from autoft.network.assemble import Network
@@ -116,6 +117,18 @@ def test_weights_with_gaps_between_them_are_not_stepped_through() -> None:
     assert can_fuse([whole, whole.T, whole.view(4, 6, 1, 1)])
     assert not can_fuse([whole, whole[:, :3]])
     assert not can_fuse([whole.to(torch.complex64)])
+
+
+def test_weights_that_share_memory_are_kept_apart(tmp_path) -> None:
+    net = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4))
+    net[1].weight = net[0].weight
+    whole = torch.arange(8.0)
+    net.register_buffer("part", whole[:4])
+    net.register_buffer("rest", whole[4:])
+    checkpoint.save_scored(tmp_path, net)
+    for name, tensor in load_file(tmp_path / checkpoint.SCORED).items():
+        assert torch.equal(tensor, net.state_dict()[name]), name
+    assert (tmp_path / checkpoint.SCORED).stat().st_size < 1000
 
 
 def _by_loops(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:

@@ -289,6 +289,17 @@ def next_tuning(director: Director):
     return jobs[0]
 
 
+@pytest.mark.parametrize("left", ["", "{"])
+def test_a_trial_whose_config_a_crash_left_torn_was_not_begun(tmp_path, left) -> None:
+    folder = RunFolder(tmp_path)
+    (job,) = make_director(folder).next_jobs()
+    checkpoint.start(folder.trial(job.number), job, pretrained=True)
+    assert folder.begun(job.number).config == job.config
+    (folder.trial(job.number) / "config.json").write_text(left)
+    assert folder.begun(job.number) is None
+    assert make_director(folder).next_jobs()[0].config == job.config
+
+
 def test_the_linear_probe_is_first_and_third_parties_are_tried(tmp_path) -> None:
     director = make_director(RunFolder(tmp_path), trials=12)
     packs = run_all(director)

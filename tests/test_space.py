@@ -31,6 +31,15 @@ def plugin(
 ) -> None: ...
 
 
+def test_a_callable_that_has_no_hash_is_read_as_well() -> None:
+    class Plugin:
+        __hash__ = None
+
+        def __call__(self, *, width: Annotated[int, Int(8, 64)] = 16) -> None: ...
+
+    assert read_signature(Plugin()) == (Parameter("width", Int(8, 64), 16),)
+
+
 def test_a_signature_is_read_as_ranges_and_fixed_options() -> None:
     parameters = read_signature(plugin)
     assert searched(parameters) == {

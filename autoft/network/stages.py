@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 
 from torch import nn
 from torch.nn.utils.parametrize import type_before_parametrizations
@@ -78,14 +79,26 @@ def stage_of_modules(backbone: Backbone, stages: dict[str, int]) -> dict[str, in
     owned: dict[str, int] = {}
     # Not by name: a module that is used in two places has one name among the parameters.
     stage_of = {id(each): stages[name] for name, each in backbone.module.named_parameters()}
+    found: dict[nn.Module, set[int]] = {}
     for name, module in backbone.module.named_modules():
-        below = {stage_of[id(each)] for each in module.parameters()}
+        below = _stages_below(module, stage_of, found)
         parent = name.rpartition(".")[0]
         if len(below) == 1:
-            owned[name] = below.pop()
+            (owned[name],) = below
         elif not below and name and parent in owned:
             owned[name] = owned[parent]
     return owned
+
+
+def _stages_below(
+    module: nn.Module, stage_of: Mapping[int, int], found: dict[nn.Module, set[int]]
+) -> set[int]:
+    """Return the stages of all parameters of `module`; each of its parts is looked at once."""
+    if module not in found:
+        own = {stage_of[id(each)] for each in module.parameters(recurse=False)}
+        parts = [_stages_below(child, stage_of, found) for child in module.children()]
+        found[module] = own.union(*parts)
+    return found[module]
 
 
 def kind_of_parameters(module: nn.Module) -> dict[str, str]:

@@ -81,8 +81,14 @@ class RunFolder:
         return [TrialResult.from_json(line) for line in read_lines(self.path / "trials.jsonl")]
 
     def begun(self, number: int) -> TrialJob | None:
-        """Return the job of a trial as it was begun, but for its deadline; None: it never was."""
-        data = self.read_json(f"trials/{number:04d}/config.json")
+        """Return the job of a trial as it was begun, but for its deadline; None: it never was.
+
+        What a crash of the machine has left empty was not begun either.
+        """
+        try:
+            data = self.read_json(f"trials/{number:04d}/config.json")
+        except UsageError:
+            return None
         if not data:
             return None
         return TrialJob(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -16,12 +17,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from autoft.data.cache.files import write_bytes_atomic, write_json_atomic
+from autoft.data.cache.files import sync_to_disk, write_bytes_atomic, write_json_atomic
 from autoft.network.adapters import merged_state
 from autoft.training.job import Outcome, Report, TrialJob
 from autoft.training.optim import restore
 
-SCORED, LAST = "scored.safetensors", "last.safetensors"
+CONFIG, SCORED, LAST = "config.json", "scored.safetensors", "last.safetensors"
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,8 @@ def start(folder: Path, job: TrialJob, *, pretrained: bool) -> None:
         "fold": job.fold,
         "of": job.of,
     }
-    write_json_atomic(folder / "config.json", config, synced=False)  # lost: it never began
+    # If that is lost in a crash of the machine, the trial never began.
+    write_json_atomic(folder / CONFIG, config, synced=False)
     if not (folder / LAST).exists():  # it begins anew: so does its curve
         (folder / "metrics.jsonl").unlink(missing_ok=True)
 
@@ -58,11 +60,18 @@ def append_curve(folder: Path, report: Report) -> None:
         file.write(json.dumps(asdict(report)) + "\n")
 
 
+def _keep_config(folder: Path) -> None:
+    """Have `config.json` outlive a crash of the machine: without it weights are of no use."""
+    with suppress(FileNotFoundError):
+        sync_to_disk(folder / CONFIG)
+
+
 def save_scored(folder: Path, network: nn.Module) -> None:
     """Write the network's weights as those that the latest score belongs to.
 
     What adapters add is merged into the weights: a plain build of the network takes them.
     """
+    _keep_config(folder)
     write_bytes_atomic(folder / SCORED, save(_detached(merged_state(network))))
 
 
@@ -81,6 +90,7 @@ def save_last(
             if value is not None:  # SGD keeps None for a parameter that never moved
                 tensors[f"optimizer.{index}.{name}"] = torch.as_tensor(value)
     metadata = {"state": json.dumps(asdict(state))}
+    _keep_config(folder)
     write_bytes_atomic(folder / LAST, save(_detached(tensors), metadata=metadata))
 
 
@@ -114,11 +124,21 @@ def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def finish(folder: Path, outcome: Outcome) -> None:
     """Write `done.json`, last of all, and drop the state that only an unfinished trial needs.
 
-    It need not outlive a crash of the machine: the controlling process writes how trials end, too.
+    It need not outlive a crash of the machine: the controlling process writes how trials end, and
+    that is what is read.
     """
     (folder / LAST).unlink(missing_ok=True)
     write_json_atomic(folder / "done.json", asdict(outcome), synced=False)
 
 
 def _detached(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+    """Return plain tensors in main memory, none of which shares memory with another."""
+    plain, taken = dict[str, Tensor](), set[int]()
+    for name, tensor in tensors.items():
+        own = tensor.detach().cpu().contiguous()
+        memory = own.untyped_storage()
+        if memory.data_ptr() in taken or memory.nbytes() != own.nbytes:
+            own = own.clone()
+        taken.add(own.untyped_storage().data_ptr())
+        plain[name] = own
+    return plain

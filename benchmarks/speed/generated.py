@@ -24,8 +24,8 @@ from autoft.search.images import read_data, setup_of
 from autoft.search.settings import Settings
 from autoft.training import probe
 from autoft.training.costs import crossing_bytes, measure_costs, view_seconds
-from autoft.training.job import Costs, Precision, Setup, Sharing, TrialJob
-from autoft.training.trial import begin, prepare
+from autoft.training.job import Costs, Precision, Reporter, Setup, Sharing, TrialJob
+from autoft.training.trial import begin, prepare, train_trials
 from autoft.training.underway import Trial
 from autoft.values import Backbone, Part, TrialConfig
 
@@ -58,6 +58,11 @@ def forget() -> None:
         shutil.rmtree(cache_root() / kind, ignore_errors=True)
 
 
+def new_run(setup: Setup) -> None:
+    """Drop what trials have left: to write over it would take longer than to write it."""
+    shutil.rmtree(setup.folder / "trials", ignore_errors=True)
+
+
 def generated(folder: Path, threads: int) -> Setup:
     """Return a setup of IMAGES training images of CLASSES classes, and half as many held out."""
     rng = np.random.default_rng(0)
@@ -87,7 +92,10 @@ def head_jobs(count: int) -> list[TrialJob]:
     """Return trials that train heads alone, each with a rate and a decay of its own."""
     shares = [index / max(count - 1, 1) for index in range(count)]
     recipes = [
-        {"head_lr": 1e-4 * 300**share, "weight_decay": 1e-4 * 3000 ** (share * 7 % 1)}
+        {
+            "head_lr": min(1e-4 * 300**share, 0.03),  # rounding must not leave the range
+            "weight_decay": 1e-4 * 3000 ** (share * 7 % 1),
+        }
         for share in shares
     ]
     configs = [
@@ -114,6 +122,15 @@ def job_of(
     """Return a trial without a deadline."""
     deadline = time.time() + FOR_EVER
     return TrialJob(number, config, epochs, deadline, FORMAT, sharing=sharing)
+
+
+def train_all(
+    setup: Setup, jobs: list[TrialJob], report: Reporter, keep: int | None = None
+) -> None:
+    """Train trials; what fails takes no time, so that nothing that failed may be measured."""
+    failed = [each for each in train_trials(setup, jobs, report, keep=keep) if each.error]
+    if failed:
+        raise RuntimeError(f"Trial {failed[0].number} failed: {failed[0].error}")
 
 
 def go_on(_: object) -> bool:

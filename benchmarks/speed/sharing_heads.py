@@ -15,13 +15,14 @@ from generated import (
     forget,
     go_on,
     head_jobs,
+    new_run,
     plain_loop,
     steps_of_heads,
+    train_all,
 )
 from goals import Line, Spent, spending
 
 from autoft.training.job import Setup
-from autoft.training.trial import train_trials
 
 HEADS, HEAD_EPOCHS = 32, 20
 
@@ -33,10 +34,10 @@ def heads(setup: Setup, rounds: int) -> Iterator[Line]:
     with steps_of_heads(steps):
         for _ in range(rounds + 1):
             forget()
-            with spending(cold):
-                train_trials(setup, head_jobs(HEADS), go_on, keep=1)
-            with spending(warm):
-                train_trials(setup, head_jobs(HEADS), go_on, keep=1)
+            for spent in (cold, warm):
+                new_run(setup)
+                with spending(spent):
+                    train_all(setup, head_jobs(HEADS), go_on, keep=1)
             with (
                 plain_loop(setup, MODEL, frozen=None) as (backbone, head, optimizer),
                 spending(plain),

@@ -10,13 +10,12 @@ from statistics import median
 
 import numpy as np
 from baseline import built
-from generated import FOR_EVER, FORMAT, costs_of, forget, go_on, job_of
+from generated import FOR_EVER, FORMAT, costs_of, forget, go_on, job_of, train_all
 from goals import Line, Spent, spending
 
 from autoft.search.budget import LIVE_MOST, Budget
 from autoft.training import plan
 from autoft.training.job import Costs, Mode, Ranked, Setup, Sharing
-from autoft.training.trial import train_trials
 from autoft.values import Part, TrialConfig
 
 WORKLOADS = (
@@ -73,7 +72,7 @@ class Workload:
             for _ in range(trials)
         ]
         with spending(spent):
-            train_trials(self.setup, jobs, go_on)
+            train_all(self.setup, jobs, go_on)
 
     def seconds(self) -> dict[Mode, float]:
         """Return the seconds of all trials, by the clock, in every way."""

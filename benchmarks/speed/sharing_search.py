@@ -18,15 +18,16 @@ from generated import (
     go_on,
     head_jobs,
     job_of,
+    new_run,
     plain_loop,
     steps_of_heads,
+    train_all,
 )
 from goals import Line, Spent, spending
 
 from autoft.network.build import build
 from autoft.network.strategy import bind
 from autoft.training.job import Report, Setup
-from autoft.training.trial import train_trials
 from autoft.values import Part, TrialConfig
 
 EPOCHS = 10  # of every trial
@@ -40,6 +41,7 @@ def search(setup: Setup, rounds: int) -> Iterator[Line]:
     with steps_of_heads(EPOCHS * IMAGES // BATCH):
         for _ in range(min(rounds, 3) + 1):
             forget()
+            new_run(setup)
             with spending(shared):
                 _mixed_search(setup, depth)
             with (
@@ -81,16 +83,16 @@ TAIL_EPOCHS = (2, 2, 2, 2, 2, 2, 2, 6, 6, 10)
 
 
 def _mixed_search(setup: Setup, depth: float) -> None:
-    train_trials(setup, head_jobs(100), go_on, keep=1)
+    train_all(setup, head_jobs(100), go_on, keep=1)
     costs = costs_of(built(setup, MODEL, FORMAT), setup)
     for number, epochs in enumerate(TAIL_EPOCHS, start=100):
         recipe = {"lr": 1e-4 * 1.2 ** (number - 100), "batch_size": 32}
         part = Part("freeze", {"depth": depth})
         config = TrialConfig(Part(MODEL), part, Part("linear"), recipe, seed=0)
         job = replace(job_of(number, config, EPOCHS), costs=costs)
-        train_trials(setup, [job], partial(_until, epochs))
+        train_all(setup, [job], partial(_until, epochs))
     config = TrialConfig(Part(MODEL), Part("full"), Part("linear"), {"batch_size": 32}, seed=0)
-    train_trials(setup, [job_of(110, config, EPOCHS)], go_on)
+    train_all(setup, [job_of(110, config, EPOCHS)], go_on)
 
 
 def _until(epochs: int, report: Report) -> bool:

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from autoft.data.cache.files import cache_root, existing, machine_errors, partition, sync_folder
+from autoft.data.cache.files import cache_root, existing, machine_errors, partition, sync_to_disk
 from autoft.data.cache.holding import changed, claim, hold, release, use_of
 from autoft.errors import MachineError, UsageError, did_you_mean
 
@@ -107,13 +107,13 @@ def publish(folder: Path, entry: Path, is_whole: Callable[[], bool]) -> None:
     """
     hold(entry)
     with machine_errors(entry):
-        sync_folder(folder)
+        sync_to_disk(folder)
         while not _take_name(folder, entry):
             if is_whole():
                 return
             if old := _rename_away(entry):
                 _delete(old)
-        sync_folder(entry.parent)
+        sync_to_disk(entry.parent)
 
 
 def discard(entry: Path) -> None:

@@ -11,7 +11,7 @@ import shutil
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 import platformdirs
 
@@ -30,8 +30,7 @@ def cache_root() -> Path:
 def write_bytes_atomic(path: Path, data: bytes, *, synced: bool = True) -> None:
     """Write `data` to `path` so that a reader or a crash sees all of it or the old file.
 
-    Without `synced` its folder is not synced: if the machine crashes, the old file may be back,
-    until something else is written there.
+    Without `synced` that is so of readers alone: if the machine crashes it may be empty or gone.
 
     Raises:
         MachineError: the disk is full, or the folder cannot be written.
@@ -39,18 +38,27 @@ def write_bytes_atomic(path: Path, data: bytes, *, synced: bool = True) -> None:
     # A short name of its own: `path` may already have the longest name the disk allows.
     temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
     with machine_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with temporary.open("xb") as file:
+            with _created(temporary) as file:
                 file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+                if synced:
+                    file.flush()
+                    os.fsync(file.fileno())
             temporary.replace(path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
         if synced:
-            sync_folder(path.parent)
+            sync_to_disk(path.parent)
+
+
+def _created(path: Path) -> BinaryIO:
+    """Open a new file, in a folder that is made where there is none."""
+    try:
+        return path.open("xb")
+    except FileNotFoundError:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("xb")
 
 
 def write_json_atomic(
@@ -122,9 +130,9 @@ def partition(place: Path) -> Path:
     return next((p for p in (place, *place.parents) if p.is_mount()), place)
 
 
-def sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync_to_disk(path: Path) -> None:
+    """Make what was written to a file, or a rename in a folder, outlive a crash of the machine."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
