@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from autoft.data.cache import files
 from autoft.network.assemble import Network
 from autoft.network.build import build
 from autoft.network.family import is_transformer
@@ -16,9 +17,11 @@ from autoft.network.sources import Source
 from autoft.training import checkpoint, recipe
 from autoft.training.average import Average
 from autoft.training.gradients import relative_norms
+from autoft.training.job import TrialJob
 from autoft.training.optim import can_fuse, make_optimizer, schedule, set_learning_rates, take
 from autoft.training.recipe import SGD_FACTOR, TRANSFORMER_FACTOR, tuning
 from autoft.training.sharpness import sharpness_aware
+from autoft.values import Part, TrialConfig
 
 
 def network(model: str = "test_resnet") -> Network:
@@ -128,7 +131,28 @@ def test_weights_that_share_memory_are_kept_apart(tmp_path) -> None:
     checkpoint.save_scored(tmp_path, net)
     for name, tensor in load_file(tmp_path / checkpoint.SCORED).items():
         assert torch.equal(tensor, net.state_dict()[name]), name
-    assert (tmp_path / checkpoint.SCORED).stat().st_size < 1000
+
+
+def test_what_weights_are_of_is_on_the_disk_before_them(tmp_path, monkeypatch) -> None:
+    synced: list[tuple[str, bool]] = []
+
+    def sync(path) -> None:
+        if path.is_file():
+            synced.append((path.name, (tmp_path / checkpoint.SCORED).exists()))
+
+    monkeypatch.setattr(checkpoint, "sync_to_disk", sync)
+    monkeypatch.setattr(files.os, "fsync", lambda _: synced.append(("", False)))
+    config = TrialConfig(Part("a"), Part("full"), Part("linear"), {}, seed=0)
+    job = TrialJob(0, config, 1, 0.0)
+    checkpoint.start(tmp_path, job, pretrained=True)
+    assert synced == []
+    checkpoint.save_scored(tmp_path, torch.nn.Linear(2, 2))
+    assert synced[0] == ("config.json", False)
+    checkpoint.save_scored(tmp_path, torch.nn.Linear(2, 2))
+    assert [name for name, _ in synced if name] == ["config.json"]
+    synced.clear()
+    checkpoint.start(tmp_path, job, pretrained=True)  # it goes on: what was kept stays kept
+    assert synced
 
 
 def _by_loops(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:

@@ -297,7 +297,7 @@ def test_a_trial_whose_config_a_crash_left_torn_was_not_begun(tmp_path, left) ->
     assert folder.begun(job.number).config == job.config
     (folder.trial(job.number) / "config.json").write_text(left)
     assert folder.begun(job.number) is None
-    assert make_director(folder).next_jobs()[0].config == job.config
+    assert make_director(folder).next_jobs()[0].number == job.number + 1
 
 
 def test_the_linear_probe_is_first_and_third_parties_are_tried(tmp_path) -> None:

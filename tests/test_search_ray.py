@@ -157,11 +157,21 @@ def test_a_trial_that_hangs_is_given_up_and_the_search_ends(setup, monkeypatch) 
     assert not [actor for actor in hung if ray._is_alive(actor)], "the hung actor was left behind"
 
 
+def test_a_process_that_is_none_of_rays_goes_on(monkeypatch) -> None:
+    monkeypatch.setattr(ray, "LEAVE", 0.5)
+    with ray._cluster():
+        ours = psutil.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+        daemon = next(p for p in psutil.Process().children() if p.name() == "raylet")
+    assert not ray._is_alive(daemon)
+    assert ray._is_alive(ours)
+    ours.kill()
+    ours.wait()
+
+
 def test_what_hangs_when_ray_has_ended_is_killed(monkeypatch) -> None:
     monkeypatch.setattr(ray, "LEAVE", 0.5)
     hung = psutil.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-    hung.suspend()  # a stopped process does not even take SIGTERM
-    hung.terminate()
+    hung.suspend()
     ray._end({psutil.Process(hung.pid)})
     assert hung.wait(5) == -signal.SIGKILL
 

@@ -98,7 +98,8 @@ class Finals:
         for of, fold in self._called.pairs():
             if (of, fold) in self._tried or of in failed:
                 continue
-            if self._called.finalists[0] in failed:
+            first = self._called.finalists[0]
+            if first in failed or not self.folder.begun(first):
                 return None  # the others would have nothing to be compared with
             if self.expected(known[of]) > self.budget.remaining():
                 return None

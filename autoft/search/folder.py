@@ -87,7 +87,9 @@ class RunFolder:
         """
         try:
             data = self.read_json(f"trials/{number:04d}/config.json")
-        except UsageError:
+        except UsageError as error:
+            if not isinstance(error.__cause__, ValueError):
+                raise
             return None
         if not data:
             return None

@@ -1,7 +1,9 @@
 """What a trial writes: the weights that were scored, its latest state, and its curve.
 
-Files are whole or absent (temp, sync, rename). `last.safetensors` holds network and optimiser, so
-that a trial cut off goes on at the epoch it had reached and ends with the same numbers.
+Files are whole or absent (temp, sync, rename); after a crash of the machine `done.json`, and
+`config.json` of a trial without weights, may also be empty. `last.safetensors` holds network and
+optimiser, so that a trial cut off goes on at the epoch it had reached and ends with the same
+numbers.
 """
 
 from __future__ import annotations
@@ -17,7 +19,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from autoft.data.cache.files import sync_to_disk, write_bytes_atomic, write_json_atomic
+from autoft.data.cache.files import (
+    machine_errors,
+    sync_to_disk,
+    write_bytes_atomic,
+    write_json_atomic,
+)
 from autoft.network.adapters import merged_state
 from autoft.training.job import Outcome, Report, TrialJob
 from autoft.training.optim import restore
@@ -48,8 +55,8 @@ def start(folder: Path, job: TrialJob, *, pretrained: bool) -> None:
         "fold": job.fold,
         "of": job.of,
     }
-    # If that is lost in a crash of the machine, the trial never began.
-    write_json_atomic(folder / CONFIG, config, synced=False)
+    # Without weights, a trial whose configuration a crash of the machine takes just begins anew.
+    write_json_atomic(folder / CONFIG, config, synced=_has_weights(folder))
     if not (folder / LAST).exists():  # it begins anew: so does its curve
         (folder / "metrics.jsonl").unlink(missing_ok=True)
 
@@ -60,10 +67,18 @@ def append_curve(folder: Path, report: Report) -> None:
         file.write(json.dumps(asdict(report)) + "\n")
 
 
+def _has_weights(folder: Path) -> bool:
+    return (folder / LAST).exists() or (folder / SCORED).exists()
+
+
 def _keep_config(folder: Path) -> None:
-    """Have `config.json` outlive a crash of the machine: without it weights are of no use."""
-    with suppress(FileNotFoundError):
-        sync_to_disk(folder / CONFIG)
+    """Have `config.json` outlive a crash of the machine, before the first weights are written.
+
+    Without it they are of no use.
+    """
+    if not _has_weights(folder):
+        with machine_errors(folder / CONFIG), suppress(FileNotFoundError):
+            sync_to_disk(folder / CONFIG)
 
 
 def save_scored(folder: Path, network: nn.Module) -> None:

@@ -128,9 +128,9 @@ def train_all(
     setup: Setup, jobs: list[TrialJob], report: Reporter, keep: int | None = None
 ) -> None:
     """Train trials; what fails takes no time, so that nothing that failed may be measured."""
-    failed = [each for each in train_trials(setup, jobs, report, keep=keep) if each.error]
-    if failed:
-        raise RuntimeError(f"Trial {failed[0].number} failed: {failed[0].error}")
+    for each in train_trials(setup, jobs, report, keep=keep):
+        if each.error or (report is go_on and each.status != "done"):
+            raise RuntimeError(f"Trial {each.number}: {each.status} {each.error}")
 
 
 def go_on(_: object) -> bool:

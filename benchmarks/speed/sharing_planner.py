@@ -10,7 +10,7 @@ from statistics import median
 
 import numpy as np
 from baseline import built
-from generated import FOR_EVER, FORMAT, costs_of, forget, go_on, job_of, train_all
+from generated import FOR_EVER, FORMAT, costs_of, forget, go_on, job_of, new_run, train_all
 from goals import Line, Spent, spending
 
 from autoft.search.budget import LIVE_MOST, Budget
@@ -93,6 +93,7 @@ def planner(setup: Setup, rounds: int) -> Iterator[Line]:
         train=setup.train.take(np.arange(TRAIN)),
         validation=setup.validation.take(np.arange(VALIDATION)),
     )
+    new_run(setup)
     regrets, against, told = [], [], []
     for model, depth, epochs in WORKLOADS:
         workload = _workload(small, model, depth, epochs)

@@ -222,25 +222,36 @@ def _cluster() -> Iterator[None]:
         os.environ.setdefault(name, value)
     import ray
 
-    ours = not ray.is_initialized()
-    before = _children()
-    if ours:
-        # The dashboard lets anyone who reaches it run code: it stays off where we start Ray.
-        try:
-            ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
-        except ConnectionError as error:
-            raise MachineError(f"{error}. Start it, or unset RAY_ADDRESS.") from error
+    if ray.is_initialized():
+        yield
+        return
+    before, daemons = _below(psutil.Process()), set[psutil.Process]()
     try:
+        _start()
+        daemons = _below(psutil.Process()) - before  # none, if a cluster was there
         yield
     finally:
-        if ours:
-            started = _children() - before
-            ray.shutdown()
-            _end(started)
+        started = daemons.union(*map(_below, daemons))
+        ray.shutdown()
+        _end(started)
 
 
-def _children() -> set[psutil.Process]:
-    return set(psutil.Process().children(recursive=True))
+def _start() -> None:
+    import ray
+
+    # The dashboard lets anyone who reaches it run code: it stays off where we start Ray.
+    try:
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
+    except ConnectionError as error:
+        raise MachineError(f"{error}. Start it, or unset RAY_ADDRESS.") from error
+
+
+def _below(process: psutil.Process) -> set[psutil.Process]:
+    """Return what a process has started that still runs, and what that has started."""
+    try:
+        return set(process.children(recursive=True))
+    except psutil.NoSuchProcess:
+        return set()
 
 
 def _end(processes: set[psutil.Process]) -> None:
