@@ -421,7 +421,11 @@ def test_same_trials_and_views_have_their_tables():
         }
         for count in (0, 4)
     ]
-    text = tables([same, *viewed])
+    better = {**shared, "tests": [0.85, 0.95]}
+    again = same | {"label": "same/flowers/x/1", "seed": 1, "shared": better}
+    again |= {"difference": [0.01, 0.0, 0.02]}
+    text = tables([same, again, *viewed])
+    assert cells(text, "| flowers | mean")[-2:] == ["**+0.5**", "+5.0"]
     assert cells(text, "| flowers | 0 | 0.850")[2:5] == ["0.850", "0.800", "10"]
     assert cells(text, "| flowers | 0 | 0.850")[-2:] == ["+0.0 (+0.0 to +0.0)", "+0.0"]
     told = ["none", "0.900", "0.300", "0.800", "5"]
