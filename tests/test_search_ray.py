@@ -16,7 +16,7 @@ import pytest
 from autoft.network.sources import in_folder
 from autoft.search.budget import Budget
 from autoft.search.director import Director
-from autoft.search.engines import ray, tasks
+from autoft.search.engines import cluster, ray, tasks
 from autoft.search.engines.tasks import Names
 from autoft.search.folder import RunFolder
 from autoft.search.images import read_data
@@ -154,31 +154,33 @@ def test_a_trial_that_hangs_is_given_up_and_the_search_ends(setup, monkeypatch) 
         (2, "it hung past its deadline")
     ]
     assert time.time() - began < 100
-    assert not [actor for actor in hung if ray._is_alive(actor)], "the hung actor was left behind"
+    assert not [actor for actor in hung if cluster.is_alive(actor)], (
+        "the hung actor was left behind"
+    )
 
 
 def test_a_process_that_is_none_of_rays_goes_on(monkeypatch) -> None:
-    monkeypatch.setattr(ray, "LEAVE", 0.5)
-    with ray._cluster():
+    monkeypatch.setattr(cluster, "LEAVE", 0.5)
+    with cluster.cluster():
         ours = psutil.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
         daemon = next(p for p in psutil.Process().children() if p.name() == "raylet")
-    assert not ray._is_alive(daemon)
-    assert ray._is_alive(ours)
+    assert not cluster.is_alive(daemon)
+    assert cluster.is_alive(ours)
     ours.kill()
     ours.wait()
 
 
 def test_what_hangs_when_ray_has_ended_is_killed(monkeypatch) -> None:
-    monkeypatch.setattr(ray, "LEAVE", 0.5)
+    monkeypatch.setattr(cluster, "LEAVE", 0.5)
     hung = psutil.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     hung.suspend()
-    ray._end({psutil.Process(hung.pid)})
+    cluster.end({psutil.Process(hung.pid)})
     assert hung.wait(5) == -signal.SIGKILL
 
 
 def test_a_trial_that_finds_no_room_is_given_up(setup, monkeypatch) -> None:
     monkeypatch.setattr(ray, "GRACE", 2.0)
-    monkeypatch.setattr(ray, "_resources", lambda *_, **__: {"cpu": 99.0})
+    monkeypatch.setattr(ray, "resources_of", lambda *_, **__: {"cpu": 99.0})
     director = make_director(setup, lambda *_: None, trials=1, best=1.5, seconds=15.0)
     ray.run_trials(director, setup, 1, False)
     assert ["had room for it" in r.error for r in director.results[2:]] == [True]
@@ -196,16 +198,16 @@ def test_what_the_director_raises_ends_the_search(setup) -> None:
 
 
 def test_all_trials_at_a_time_fit_on_the_cluster_at_once() -> None:
-    import ray as cluster
+    import ray as library
 
-    cluster.init(num_cpus=4, num_gpus=3, include_dashboard=False, log_to_driver=False)
+    library.init(num_cpus=4, num_gpus=3, include_dashboard=False, log_to_driver=False)
     try:
-        with ray._cluster():
+        with cluster.cluster():
             for count in (1, 2, 3, 7):
-                asked = ray._resources(64, count, allow_gpu=True)
+                asked = cluster.resources_of(64, count, allow_gpu=True)
                 assert 0 < asked["cpu"] * count <= 4
                 assert 3 * int(1 / asked["gpu"] + 1e-9) >= count
-            assert ray._resources(1, 2, allow_gpu=False) == {"cpu": 1.0}
-        assert cluster.is_initialized()  # it was not ours to end
+            assert cluster.resources_of(1, 2, allow_gpu=False) == {"cpu": 1.0}
+        assert library.is_initialized()  # it was not ours to end
     finally:
-        cluster.shutdown()
+        library.shutdown()
