@@ -928,6 +928,20 @@ def test_where_epochs_are_few_images_are_smaller_and_the_budget_knows() -> None:
     assert budget.smaller == frozenset()
 
 
+def test_norms_and_biases_alone_are_expected_to_take_less() -> None:
+    costs = Costs((0.0, 0.01), (0.1, 0.0), (0.0, 0.0), (0, 0), vectors=0.7)
+    ranked = Ranked("a", costs=costs, num_stages=1)
+    budget = Budget(time.time() + 1000, None, {"a": ranked}, 100, 0, first=False)
+
+    def expected(strategy: str) -> float:
+        config = TrialConfig(Part("a"), Part(strategy), Part("linear"), {})
+        return budget.expected(config, 10, True) - budget.expected(config, 0, True)
+
+    assert expected("full") == pytest.approx(100)
+    assert expected("norm_bias") == pytest.approx(70)
+    assert expected("no_such_strategy") == expected("full")
+
+
 @pytest.mark.parametrize(("smaller", "pays"), [(0.5, True), (0.74, True), (0.9, False)])
 def test_images_are_smaller_only_where_that_saves_time(smaller, pays) -> None:
     costs = Costs((0.0, 0.01), (0.1, 0.0), (0.01, 0.0), (0, 0), smaller=smaller)

@@ -21,6 +21,11 @@ DEPTHS = range(1, 25)
 BUILT_IN = sorted(plugin.name for plugin in installed("strategy") if plugin.builtin)
 
 
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_only_norm_bias_trains_norms_and_biases_alone(name) -> None:
+    assert bind(Part(name), 4).trains_vectors_alone() is (name == "norm_bias")
+
+
 @pytest.mark.parametrize("module", ["freezing", "measured", "adapted"])
 def test_strategies_need_no_torch(module) -> None:
     code = f"import sys, autoft.strategies.{module}; assert 'torch' not in sys.modules"

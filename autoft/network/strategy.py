@@ -54,6 +54,17 @@ class BoundStrategy:
         """Tell whether any stage is ever thawed, or has adapters that are trained."""
         return any(not is_frozen(rates) for at in _moments() for rates in self.rates(at))
 
+    def trains_vectors_alone(self) -> bool:
+        """Tell whether norms and biases are all that it ever trains, as far as can be known.
+
+        It is not of a strategy that decides by gradients, or that adds parameters.
+        """
+        if self.wants_gradients or self.adapter:
+            return False
+        every = [rates for at in _moments() for rates in self.rates(at)]
+        only = not any(each.weights or each.adapters for each in every)
+        return only and not all(map(is_frozen, every))
+
     def frozen_prefix(self) -> int:
         """Return how many stages, from the first on, are frozen all the time.
 

@@ -59,6 +59,7 @@ class Budget:
     reserved: float = 0.0  # seconds for the finals
     _planned: dict[tuple[str, int], int] = field(default_factory=dict)
     _frozen: dict[str, int] = field(default_factory=dict)
+    _vectors: dict[str, bool] = field(default_factory=dict)
     _kept: dict[tuple[str, int, Value], int] = field(default_factory=dict)  # views, by trials
     _taught: bool = False  # by a trial that trained a backbone
 
@@ -242,7 +243,8 @@ class Budget:
         twice = 2 if config.train.get("sam") else 1
         if ranked.costs is not None:
             costs, cut = ranked.costs, self.frozen(config)
-            costs = replace(costs, tail=tuple(twice * each for each in costs.tail))
+            share = costs.vectors if self._trains_vectors_alone(config) else 1.0
+            costs = replace(costs, tail=tuple(twice * share * each for each in costs.tail))
             work = self._work_of(config, epochs, together)
             return START_SECONDS + plan.seconds(costs, cut, work, self.room)
         share = (1 + 2 * (1 - frozen_share(config))) / 3
@@ -271,6 +273,13 @@ class Budget:
             together=together,
         )
 
+    def _trains_vectors_alone(self, config: TrialConfig) -> bool:
+        key = repr(config.strategy)
+        if key not in self._vectors:
+            num_stages = max(1, self.ranked[config.backbone.name].num_stages)
+            self._vectors[key] = trains_vectors_alone(config, num_stages)
+        return self._vectors[key]
+
     def frozen(self, config: TrialConfig) -> int:
         """Return how many leading stages stay frozen; the answer is remembered."""
         ranked = self.ranked[config.backbone.name]
@@ -292,6 +301,16 @@ def frozen_stages(config: TrialConfig, num_stages: int) -> int:
     except AutoftError:
         return 0  # one that is gone or broken: its trial says so
     return min(round(frozen_share(config) * num_stages), max(0, num_stages - 1))
+
+
+def trains_vectors_alone(config: TrialConfig, num_stages: int) -> bool:
+    """Tell whether norms and biases alone are trained; only strategies of autoft are asked."""
+    try:
+        if plugins.find("strategy", config.strategy.name).builtin:
+            return bind(config.strategy, num_stages).trains_vectors_alone()
+    except AutoftError:
+        pass  # its trial says what is wrong with it
+    return False
 
 
 def frozen_share(config: TrialConfig) -> float:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from autoft.data.views import view_batches
 from autoft.looking import evaluating
 from autoft.network.cut import CannotCut, cut, every_cut
-from autoft.network.stages import stage_of_parameters
+from autoft.network.stages import kind_of_parameters, stage_of_parameters
 from autoft.training import recipe
 from autoft.training.job import Costs, Precision, Setup
 from autoft.training.memory import is_out_of_memory
@@ -85,6 +85,7 @@ def measure_costs(
             with prepared(backbone.module):
                 runs = _Runs(backbone, image_size, device, precision, batch)
                 timed = runs.timed({k: bool(crossing[k]) for k in _timed_cuts(last)})
+                vectors = runs.share_of_vectors()
                 whole, smaller = runs.steps_of_a_trial()
             break
         except Exception as error:
@@ -102,6 +103,7 @@ def measure_costs(
         bytes=tuple(crossing),
         view=view,
         smaller=smaller,
+        vectors=vectors,
     )
 
 
@@ -153,6 +155,20 @@ class _Runs:
             else:
                 found[k] = _estimated(forward, step, best[k, "frozen"])
         return found | {last: (forward, best[last, "tail"], 0.0)}
+
+    def share_of_vectors(self) -> float:
+        """Return the share of its time that a step takes where only norms and biases are trained.
+
+        The gradients of all other weights are left out, but not the way back through them.
+        """
+        kinds = kind_of_parameters(self._backbone.module)
+        named = self._backbone.module.named_parameters()
+        few = [each for name, each in named if kinds[name] in ("norms", "biases")]
+        if not few:
+            return 1.0
+        works = {(0, "vectors"): self._step_of(few), (0, "tail"): self._whole_step(0)}
+        best = self._race(works)
+        return min(1.0, best[0, "vectors"] / best[0, "tail"])
 
     def steps_of_a_trial(self) -> tuple[float, float]:
         """Return the seconds per image of a step as a trial takes it, and a share of them.
@@ -221,7 +237,11 @@ class _Runs:
 
     def _whole_step(self, k: int) -> Callable[[], None]:
         """Return a step of the whole network whose first `k` stages are frozen."""
-        module, trained = self._backbone.module, self._behind(k)
+        return self._step_of(self._behind(k))
+
+    def _step_of(self, trained: list[nn.Parameter]) -> Callable[[], None]:
+        """Return a step of the whole network that trains these parameters alone."""
+        module = self._backbone.module
 
         def step() -> None:
             module.requires_grad_(False)

@@ -121,7 +121,8 @@ class Costs:
     `prefix` is the forward pass of what lies before it, `tail` a step of training what follows,
     `score` the forward pass of what follows. `bytes` cross for each image in fp16; 0 where there
     is no such cut. `view` is what a processor takes for one augmented view of an image, `smaller`
-    the share of its time that a step takes on the smaller images that a recipe may ask for.
+    the share of its time that a step takes on the smaller images that a recipe may ask for, and
+    `vectors` the share that it takes where norms and biases alone are trained.
     """
 
     prefix: tuple[float, ...]
@@ -130,6 +131,7 @@ class Costs:
     bytes: tuple[int, ...]
     view: float = 0.0
     smaller: float = 1.0
+    vectors: float = 1.0
 
 
 Mode = Literal["rerun", "live", "ram", "disk", "device"]

@@ -26,7 +26,7 @@ from autoft.training.remember import place_of, recall, remember
 from autoft.values import Backbone
 
 LONG_TRIAL = 10  # epochs that a compiled network has to pay for itself
-SPEED, CROSSING, VERSION = "speed", "crossing", 8
+SPEED, CROSSING, VERSION = "speed", "crossing", 9
 KNOWN_FOR = 24 * 3600.0  # seconds
 BELIEVED = 1.4  # times faster or slower than a look now: no longer believed
 
@@ -79,7 +79,7 @@ def _rebuilt(known: Mapping[str, Any]) -> Speeds:
     return Speeds(
         Timed(**{**timed, "precision": Precision(**timed["precision"])}),
         known["fp32_images_per_second"],
-        Costs(**columns, view=costs["view"], smaller=costs["smaller"]),
+        Costs(**{**costs, **columns}),
         known["uncut"],
     )
 
