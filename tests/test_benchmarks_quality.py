@@ -30,7 +30,10 @@ def _benchmarks(monkeypatch):
 def given(photos, tiny_weights):
     from given import Given
 
-    return Given(photos.parent, tiny_weights, 600.0, size=64, backbone="test_resnet.fixed")
+    # One thread, as in all tests: two only wait for each other.
+    return Given(
+        photos.parent, tiny_weights, 600.0, size=64, backbone="test_resnet.fixed", threads=1
+    )
 
 
 @pytest.fixture
