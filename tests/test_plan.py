@@ -181,7 +181,23 @@ def test_steps_on_smaller_images_are_timed() -> None:
     crossing = (0,) * (len(backbone.stages) + 1)
     costs = measure_costs(backbone, 128, torch.device("cpu"), Precision(), crossing=crossing)
     assert 0.3 < costs.smaller <= 1.0
-    assert 0.3 < costs.vectors < 1.0  # to leave out gradients of weights saves time
+
+
+def test_a_step_of_norms_and_biases_trains_nothing_else() -> None:
+    backbone = build(resolve("test_resnet", {}), pretrained=False, image_size=64)
+    trained: set[frozenset[str]] = set()
+
+    def note(module, _) -> None:
+        live = (name for name, each in module.named_parameters() if each.requires_grad)
+        trained.add(frozenset(live))
+
+    backbone.module.register_forward_pre_hook(note)
+    crossing = (0,) * (len(backbone.stages) + 1)
+    costs = measure_costs(backbone, 64, torch.device("cpu"), Precision(), crossing=crossing)
+    assert 0 < costs.vectors <= 1  # how much less it takes is for benchmarks
+    every = dict(backbone.module.named_parameters())
+    assert {name for name, each in every.items() if each.ndim == 1} in trained
+    assert all(each.requires_grad for each in every.values())
 
 
 def test_costs_of_a_network_that_cannot_be_cut_are_estimated() -> None:

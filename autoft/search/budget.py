@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from autoft import plugins
 from autoft.errors import AutoftError
-from autoft.network.strategy import bind
+from autoft.network.strategy import BoundStrategy, bind
 from autoft.training import plan
 from autoft.training.job import Mode, Outcome, Precision, Ranked, Sharing, TrialJob
 from autoft.training.plan import Room, Work
@@ -290,14 +290,10 @@ class Budget:
 
 
 def frozen_stages(config: TrialConfig, num_stages: int) -> int:
-    """Return how many leading stages stay frozen; of a strategy of others, by its `depth`.
-
-    Only strategies that come with autoft are free of torch, and are called here.
-    """
-    strategy = config.strategy
+    """Return how many leading stages stay frozen; of a strategy of others, by its `depth`."""
     try:
-        if plugins.find("strategy", strategy.name).builtin:
-            return min(bind(strategy, num_stages).frozen_prefix(), num_stages)
+        if strategy := _own_strategy(config, num_stages):
+            return min(strategy.frozen_prefix(), num_stages)
     except AutoftError:
         return 0  # one that is gone or broken: its trial says so
     return min(round(frozen_share(config) * num_stages), max(0, num_stages - 1))
@@ -306,11 +302,16 @@ def frozen_stages(config: TrialConfig, num_stages: int) -> int:
 def trains_vectors_alone(config: TrialConfig, num_stages: int) -> bool:
     """Tell whether norms and biases alone are trained; only strategies of autoft are asked."""
     try:
-        if plugins.find("strategy", config.strategy.name).builtin:
-            return bind(config.strategy, num_stages).trains_vectors_alone()
+        strategy = _own_strategy(config, num_stages)
+        return strategy is not None and strategy.trains_vectors_alone()
     except AutoftError:
-        pass  # its trial says what is wrong with it
-    return False
+        return False  # one that is gone or broken: its trial says so
+
+
+def _own_strategy(config: TrialConfig, num_stages: int) -> BoundStrategy | None:
+    """Return a strategy that comes with autoft; None of others: they may need torch."""
+    builtin = plugins.find("strategy", config.strategy.name).builtin
+    return bind(config.strategy, num_stages) if builtin else None
 
 
 def frozen_share(config: TrialConfig) -> float:

@@ -84,8 +84,7 @@ def measure_costs(
         try:
             with prepared(backbone.module):
                 runs = _Runs(backbone, image_size, device, precision, batch)
-                timed = runs.timed({k: bool(crossing[k]) for k in _timed_cuts(last)})
-                vectors = runs.share_of_vectors()
+                timed, vectors = runs.timed({k: bool(crossing[k]) for k in _timed_cuts(last)})
                 whole, smaller = runs.steps_of_a_trial()
             break
         except Exception as error:
@@ -135,14 +134,21 @@ class _Runs:
         self._images = place(noise_batch(batch, image_size, device), precision, device)
         self._stage_of = stage_of_parameters(backbone)
 
-    def timed(self, divided: Mapping[int, bool]) -> dict[int, Spent]:
-        """Return the costs of every cut; of those that are not divided they are estimated."""
+    def timed(self, divided: Mapping[int, bool]) -> tuple[dict[int, Spent], float]:
+        """Return the costs of every cut; of those that are not divided they are estimated.
+
+        Behind them stands the share of its time that a step of the whole takes where only norms
+        and biases are trained: the gradients of all other weights are left out, but not the way
+        back through them.
+        """
         last, module = len(self._backbone.stages), self._backbone.module
         works: dict[tuple[int, str], Callable[[], object]] = {
             (0, "score"): lambda: self._run(module, self._images),
             (0, "tail"): self._whole_step(0),
             (last, "tail"): self._head_step(),
         }
+        if vectors := self._vectors():
+            works[0, "vectors"] = self._step_of(vectors)
         inner = [k for k in divided if 0 < k < last]
         for k in inner:
             works |= self._both_sides(k) if divided[k] else {(k, "frozen"): self._whole_step(k)}
@@ -154,21 +160,8 @@ class _Runs:
                 found[k] = (best[k, "prefix"], best[k, "tail"], best[k, "score"])
             else:
                 found[k] = _estimated(forward, step, best[k, "frozen"])
-        return found | {last: (forward, best[last, "tail"], 0.0)}
-
-    def share_of_vectors(self) -> float:
-        """Return the share of its time that a step takes where only norms and biases are trained.
-
-        The gradients of all other weights are left out, but not the way back through them.
-        """
-        kinds = kind_of_parameters(self._backbone.module)
-        named = self._backbone.module.named_parameters()
-        few = [each for name, each in named if kinds[name] in ("norms", "biases")]
-        if not few:
-            return 1.0
-        works = {(0, "vectors"): self._step_of(few), (0, "tail"): self._whole_step(0)}
-        best = self._race(works)
-        return min(1.0, best[0, "vectors"] / best[0, "tail"])
+        found[last] = (forward, best[last, "tail"], 0.0)
+        return found, min(1.0, best.get((0, "vectors"), step) / step)
 
     def steps_of_a_trial(self) -> tuple[float, float]:
         """Return the seconds per image of a step as a trial takes it, and a share of them.
@@ -261,6 +254,13 @@ class _Runs:
     def _behind(self, k: int) -> list[nn.Parameter]:
         named = self._backbone.module.named_parameters()
         return [each for name, each in named if self._stage_of[name] >= k]
+
+    def _vectors(self) -> list[nn.Parameter]:
+        """Return the norms and biases of the backbone."""
+        module = self._backbone.module
+        kinds = kind_of_parameters(module)
+        named = module.named_parameters()
+        return [each for name, each in named if kinds[name] in ("norms", "biases")]
 
     def _run(self, side: Callable[..., object], *given: Tensor) -> None:
         with torch.no_grad(), autocast(self._precision, self._device):
