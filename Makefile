@@ -7,7 +7,8 @@ PLUGIN := plugins/autoft-torchvision
 # Inside the environment, so that it goes with it.
 READY := $(VENV)/.ready
 RESULTS := benchmarks/speed/results
-SPEED := docs/results/speed.md
+PAGE := docs/results/speed.md
+SPEED := PYTHONPATH=benchmarks $(BIN)/python benchmarks/speed
 DEMO := runs/demo
 DEMO_IMAGES := runs/demo-images
 
@@ -37,15 +38,15 @@ lint: $(READY) ## Style, types and the floors of the house
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(READY) ## Measure start-up, a million rows and sharing; with DATA=FOLDER also scan, store, views
+bench: $(READY) ## Measure start-up, goals P1 to P17 and a million rows; DATA=FOLDER gives photographs
 	$(BIN)/python benchmarks/startup.py
-	PYTHONPATH=benchmarks $(BIN)/python benchmarks/speed/sharing.py --json $(RESULTS)/sharing.json --page $(SPEED)
-	PYTHONPATH=benchmarks $(BIN)/python benchmarks/speed/controller.py --sharing $(RESULTS)/sharing.json \
-	  --json $(RESULTS)/controller.json --page $(SPEED)
-	PYTHONPATH=benchmarks $(BIN)/python benchmarks/speed/heads.py --json $(RESULTS)/heads.json --page $(SPEED)
-	PYTHONPATH=benchmarks $(BIN)/python benchmarks/speed/heap.py --json $(RESULTS)/heap.json --page $(SPEED)
-	$(BIN)/python benchmarks/speed/million.py
-	$(if $(DATA),$(BIN)/python benchmarks/speed/data.py --dataset $(DATA))
+	$(SPEED)/sharing.py --json $(RESULTS)/sharing.json
+	$(SPEED)/controller.py --sharing $(RESULTS)/sharing.json --json $(RESULTS)/controller.json
+	$(SPEED)/heads.py --json $(RESULTS)/heads.json --page $(PAGE)
+	$(SPEED)/device.py --json $(RESULTS)/device.json --page $(PAGE)
+	$(SPEED)/data.py $(if $(DATA),--dataset $(DATA)) --json $(RESULTS)/data.json
+	$(SPEED)/summary.py $(RESULTS) --page $(PAGE)
+	$(SPEED)/million.py
 
 clean: ## Remove the environment, the caches of the tools and the demo
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

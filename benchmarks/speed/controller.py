@@ -1,6 +1,6 @@
 """Measure what the controlling process takes for a trial (goals P12 and P13).
 
-    python benchmarks/speed/controller.py [--json FILE] [--page FILE] [--sharing FILE]
+    PYTHONPATH=benchmarks python benchmarks/speed/controller.py [--json FILE] [--sharing FILE]
 
 A search of the product's own space is conducted without training: the director is asked for
 trials, told of every epoch and of how each ended, with scores that are drawn at random, and
@@ -12,19 +12,18 @@ measured them (`--sharing`).
 from __future__ import annotations
 
 import argparse
-import json
+import os
 import random
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from goals import Line, table
-from page import write_between
+from goals import Line, read_lines, table, where, write_results
 from sharing_heads import HEADS
 
 from autoft.search import prepare
@@ -56,20 +55,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--page", type=Path)
     parser.add_argument("--sharing", type=Path, help="what sharing.py wrote")
     asked = parser.parse_args()
+    load = os.getloadavg()[0]
     given = describe(prepare.names(Settings(dataset="-"))).space
     found = list(measured(given, asked.rounds))
-    trained = json.loads(asked.sharing.read_text("utf-8"))["lines"] if asked.sharing else []
+    trained = read_lines(asked.sharing) if asked.sharing else []
     lines = [*found, *against(found[0].value / 1000, found[1].value / 1000, trained)]
-    text = f"{asked.rounds} rounds after one that warms up.\n\n{table(lines)}"
-    sys.stderr.write(f"{text}\n")
+    sys.stderr.write(f"{table(lines)}\n")
     if asked.json:
-        kept = [asdict(line) for line in lines]
-        asked.json.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
-    if asked.page:
-        write_between(asked.page, "controller", text)
+        about = f"{asked.rounds} rounds after one that warms up. {where(load)}"
+        write_results(asked.json, about, lines)
 
 
 def measured(space: Space, rounds: int) -> Iterator[Line]:
@@ -146,7 +142,7 @@ def _director(folder: Path, given: Space, strategies: Sequence[str], seed: int) 
     return director
 
 
-def against(head: float, tail: float, trained: Sequence[dict[str, Any]]) -> Iterator[Line]:
+def against(head: float, tail: float, trained: Sequence[Line]) -> Iterator[Line]:
     """Yield which share of all processor time of P1 and P8 the controlling process is.
 
     `head` and `tail` are its seconds for a head in a pack, and for what trains a backbone.
@@ -157,11 +153,11 @@ def against(head: float, tail: float, trained: Sequence[dict[str, Any]]) -> Iter
         "P8": (tails, lambda detail: detail["shared"]["processor"], 5, 1),
     }
     for line in trained:
-        if line["goal"] in parts:
-            asked, of, must, stretch = parts[line["goal"]]
-            worked = median(of(line["detail"]))
+        if line.goal in parts:
+            asked, of, must, stretch = parts[line.goal]
+            worked = median(of(line.detail))
             share = 100 * asked / (asked + worked)
-            what = f"share of {line['goal']}: {asked:.2f} s of {asked + worked:.1f} s"
+            what = f"share of {line.goal}: {asked:.2f} s of {asked + worked:.1f} s"
             yield Line("P13", what, share, must, stretch, "%", less=True)
 
 

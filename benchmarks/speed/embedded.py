@@ -27,7 +27,7 @@ from typing import Any
 
 import timm
 import torch
-from precision import Times, middle, run, stopwatch, train
+from timing import Times, middle, run, stopwatch, train
 from torch import Tensor, nn
 
 from autoft.backbones import mini

@@ -1,14 +1,22 @@
-"""The goals of sharing as rows of a table: what was measured, and what it had to be."""
+"""The goals P1 to P17 as rows of a table: what was measured, and what it had to be.
+
+Each benchmark writes its rows into a file of its own; `summary.py` makes one table of all.
+"""
 
 from __future__ import annotations
 
+import json
+import os
+import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
-from precision import middle
+from timing import middle
 
 
 @dataclass
@@ -66,16 +74,29 @@ def spending(spent: Spent) -> Iterator[None]:
     spent.add(time.process_time() - processor, time.perf_counter() - clock)
 
 
-def heading(about: dict[str, Any]) -> str:
-    """Return what was measured where."""
+def where(load: float) -> str:
+    """Return what machine this is, and its load: `load` was that before the measurement."""
     return (
-        f"In the last call {about['rounds']} rounds in turns after one that warms up; "
-        f"{about['threads']} thread(s) of {about['processors']} {about['machine']} cores, "
-        f"torch {about['torch']}. Load {about['load'][0]} before and {about['load'][1]} after."
+        f"{len(os.sched_getaffinity(0))} {platform.machine()} cores, torch {version('torch')}. "
+        f"Load {load:.1f} before and {os.getloadavg()[0]:.1f} after."
     )
 
 
-def table(found: list[Line]) -> str:
+def write_results(path: Path, about: str, lines: Sequence[Line], **measured: object) -> None:
+    """Write rows, what was measured where, and the numbers behind them."""
+    told = [asdict(each) | {"verdict": each.verdict} for each in lines]
+    whole = {"about": about, "lines": told, **measured}
+    path.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+
+
+def read_lines(path: Path) -> list[Line]:
+    """Return the rows that a benchmark wrote."""
+    names = [each.name for each in fields(Line)]
+    lines = json.loads(path.read_text("utf-8"))["lines"]
+    return [Line(**{name: line[name] for name in names}) for line in lines]
+
+
+def table(found: Sequence[Line]) -> str:
     """Return a Markdown table, a row a goal."""
     head = ["| Goal | What | Measured | Must | Stretch | Reached |", "|---|---|---|---|---|---|"]
     return "\n".join([*head, *map(row, found)])

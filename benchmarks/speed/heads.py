@@ -1,6 +1,7 @@
 """Measure heads that train together against the same heads one by one (goals P6 and P7).
 
-    python benchmarks/speed/heads.py [--kind KIND] [--heads N] [--json FILE] [--page FILE]
+    PYTHONPATH=benchmarks python benchmarks/speed/heads.py [--kind KIND] [--heads N]
+        [--json FILE] [--page FILE]
 
 `--heads` heads of one kind, each with its own rate, decay, smoothing and balance, train on the
 same minibatches of 64 for `--steps` steps: one by one as `probe.fit_head` does it, and by
@@ -15,20 +16,18 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import os
-import platform
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import torch
+from goals import Line, where, write_results
 from page import write_between
-from precision import Times, middle, stopwatch
+from timing import Times, middle, stopwatch
 from torch import Tensor, nn
 
 from autoft.heads import classifiers
@@ -41,6 +40,8 @@ SIZES = ((512, 10), (192, 10), (1024, 10), (512, 37), (512, 100))
 KINDS = ("linear", "norm_linear", "cosine", "mlp")
 IMAGES = 640
 BATCH = 64
+# Features and classes that P6 names, and how many times as fast packs must and should be.
+GOALS = {(512, 10): (6, 11), (512, 37): (4, 7), (512, 100): (1.2, 3)}
 
 
 @dataclass
@@ -72,23 +73,13 @@ def main() -> None:
     probe.EPOCHS, probe.MIN_STEPS = 0, asked.steps
     load = os.getloadavg()[0]
     found = [compare(asked, features, classes) for features, classes in asked.sizes]
-    about = {
-        "kind": asked.kind,
-        "balances": asked.balances,
-        "heads": asked.heads,
-        "steps": asked.steps,
-        "rounds": asked.rounds,
-        "machine": platform.machine(),
-        "torch": torch.__version__,
-        "load": [load, os.getloadavg()[0]],
-    }
-    text = f"{heading(about)}\n\n{table(found)}\n"
+    about = heading(asked, load)
+    text = f"{about}\n\n{table(found)}\n"
     sys.stdout.write(text)
     if asked.page:
         write_between(asked.page, "heads", text)
     if asked.json:
-        result = {**about, "results": [asdict(each) for each in found]}
-        asked.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        write_results(asked.json, about, goals(asked, found), results=list(map(asdict, found)))
 
 
 def pair(text: str) -> tuple[int, int]:
@@ -167,13 +158,28 @@ def furthest(one: nn.Module, other: nn.Module) -> float:
     return max(float((mine - its).detach().abs().max()) for mine, its in pairs)
 
 
-def heading(about: dict[str, Any]) -> str:
+def goals(asked: argparse.Namespace, found: list[Compared]) -> list[Line]:
+    """Return what P6 asks of `linear` heads of the sizes it names, and P7 of all weights."""
+    lines = []
+    for each in found:
+        bounds = GOALS.get((each.num_features, each.num_classes))
+        if asked.kind == "linear" and asked.heads == 32 and bounds:
+            first, second = each.alone.processors, each.together.processors
+            what = (
+                f"32 heads in a pack, {each.num_features} features, {each.num_classes} classes: "
+                f"{middle(second)} ms, one by one {middle(first)} ms"
+            )
+            lines.append(Line("P6", what, median(first) / median(second), *bounds))
+    apart = max(each.apart for each in found)
+    what = "the largest difference of a weight between the two ways"
+    return [*lines, Line("P7", what, apart, 1e-4, 0, "", less=True)]
+
+
+def heading(asked: argparse.Namespace, load: float) -> str:
     """Return what was measured where."""
     return (
-        f"{about['heads']} heads `{about['kind']}` ({', '.join(about['balances'])}), "
-        f"{about['steps']} steps of {BATCH}, one thread, {about['rounds']} rounds, torch "
-        f"{about['torch']}, {about['machine']}. Load {about['load'][0]:.1f} before and "
-        f"{about['load'][1]:.1f} after."
+        f"{asked.heads} heads `{asked.kind}` ({', '.join(asked.balances)}), {asked.steps} steps "
+        f"of {BATCH}, one thread, {asked.rounds} rounds; {where(load)}"
     )
 
 

@@ -1,6 +1,6 @@
 """Measure what sharing is worth against a plain loop (goals P1-P5, P8-P10 and P14-P16).
 
-    python benchmarks/speed/sharing.py [--only PART ...] [--json FILE] [--page FILE]
+    PYTHONPATH=benchmarks python benchmarks/speed/sharing.py [--only PART ...] [--json FILE]
 
 Baseline R is a plain loop: the frozen part runs in `no_grad` in every step, one trial after the
 other, from the same decoded images. Both sides train the same configurations for the same epochs
@@ -15,20 +15,17 @@ table says. It wants a machine that does nothing else: the load that it found is
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import finer
 import torch
 from generated import generated, own_cache
-from goals import Line, heading, row, table
-from page import write_between
+from goals import Line, read_lines, row, where, write_results
 from sharing_heads import heads
 from sharing_memory import memory
 from sharing_planner import planner
@@ -54,7 +51,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--page", type=Path)
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     settle()  # both sides compute in a process like a worker of autoft
@@ -63,41 +59,32 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, own_cache(Path(folder)):
         finer.install(Path(folder, "plugins"))
         setup = generated(Path(folder), asked.threads)
-        for name in asked.only:
+        for place, name in enumerate(asked.only):
             for number, line in enumerate(PARTS[name](setup, asked.rounds)):
                 if not number:
                     found = [each for each in found if each.part != name]
                 found.append(replace(line, part=name))
                 found.sort(key=lambda line: list(PARTS).index(line.part))
                 sys.stderr.write(f"{row(line)}\n")
-                tell(asked, found, load)
+                tell(asked, asked.only[: place + 1], found, load)
 
 
 def before(path: Path | None) -> list[Line]:
     """Return what an earlier call measured: with `--only` the other parts stay."""
     if path is None or not path.exists():
         return []
-    lines = json.loads(path.read_text("utf-8"))["lines"]
-    names = [each.name for each in fields(Line)]
-    known = (line for line in lines if line.get("part") in PARTS)
-    return [Line(**{name: line[name] for name in names}) for line in known]
+    return [line for line in read_lines(path) if line.part in PARTS]
 
 
-def tell(asked: argparse.Namespace, found: list[Line], load: float) -> None:
-    """Write what was found so far."""
-    about = {
-        "machine": platform.machine(),
-        "processors": os.cpu_count(),
-        "threads": asked.threads,
-        "torch": torch.__version__,
-        "rounds": asked.rounds,
-        "load": [round(each, 1) for each in (load, os.getloadavg()[0])],
-    }
+def tell(asked: argparse.Namespace, parts: list[str], found: list[Line], load: float) -> None:
+    """Write what was found so far, the last of it of `parts`."""
     if asked.json:
-        told = about | {"lines": [asdict(each) | {"verdict": each.verdict} for each in found]}
-        asked.json.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
-    if asked.page:
-        write_between(asked.page, "sharing", f"{heading(about)}\n\n{table(found)}\n")
+        about = (
+            f"Measured last: {', '.join(parts)}. {asked.rounds} rounds in turns after one that "
+            f"warms up (search at most 3, planner 2, memory 1), {asked.threads} thread(s); "
+            f"{where(load)}"
+        )
+        write_results(asked.json, about, found)
 
 
 if __name__ == "__main__":
