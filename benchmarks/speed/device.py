@@ -123,7 +123,9 @@ def in_turn(sides: Sequence[str], number: int) -> Sequence[str]:
 def _child(name: str, asked: argparse.Namespace, process: str, *more: str) -> dict[str, Any]:
     command = [sys.executable, __file__, name, "--process", process, "--device", asked.device]
     command += ["--size", str(asked.size), *more]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{name}, {process}: {done.stderr}")
     told: dict[str, Any] = json.loads(done.stdout)
     return told
 
