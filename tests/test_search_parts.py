@@ -893,7 +893,7 @@ def test_training_from_scratch_competes_where_the_best_weights_are_weak(
         (970, 20),  # an epoch takes 12 seconds: a quarter of the time
         (410, 10),
         (250, 10),  # as many as are good, though they take 120 seconds
-        (121, 8),  # no more than 0.8 of the time
+        (100, 8),  # all of the time
         (10, 1),
     ],
 )
@@ -904,6 +904,15 @@ def test_where_there_is_little_time_one_good_trial_is_worth_more_than_several(
     budget = Budget(time.time() + seconds, None, {"a": ranked}, 100, 200, first=False)
     config = TrialConfig(Part("a"), Part("full"), Part("linear"), {})
     assert budget.full_epochs(config) == epochs
+
+
+@pytest.mark.parametrize(("left", "epochs"), [(150, 10), (112, 10), (105, 9), (50, 4)])
+def test_a_trial_is_planned_for_a_little_more_than_is_left(left, epochs) -> None:
+    ranked = Ranked("a", images_per_second=100.0, trained_per_second=10.0, source="in1k")
+    now = time.time()
+    budget = Budget(now + left, None, {"a": ranked}, 100, 200, first=False, began=now - 100)
+    config = TrialConfig(Part("a"), Part("full"), Part("linear"), {})
+    assert budget.epochs(config, True) == epochs  # of 12 seconds each
 
 
 def test_where_epochs_are_few_images_are_smaller_and_the_budget_knows() -> None:
@@ -920,7 +929,7 @@ def test_where_epochs_are_few_images_are_smaller_and_the_budget_knows() -> None:
     def scale(space: Space, label: str) -> object:
         return space.default({"backbone": label, "strategy": "full"}, 0).train.get("train_scale")
 
-    space, budget = hurried(121)
+    space, budget = hurried(100)
     assert (scale(space, "a"), scale(space, "b")) == (0.7, None)
     assert budget.whole_epochs("a") == 10 > budget.whole_epochs("b") == 8
     space, budget = hurried(970)

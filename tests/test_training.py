@@ -22,7 +22,7 @@ from autoft.search.engines import tasks
 from autoft.search.finish import load_trial
 from autoft.search.images import read_data, setup_of
 from autoft.search.settings import Settings
-from autoft.training import checkpoint
+from autoft.training import checkpoint, tune, underway
 from autoft.training.evaluate import evaluate
 from autoft.training.features import fingerprint, pooled_features
 from autoft.training.job import Images, Precision, Setup, TrialJob
@@ -199,6 +199,61 @@ def test_a_trial_ends_at_its_deadline_with_what_it_has(setup) -> None:
     outcome = train_trial(setup, replace(job(number=1), deadline=began + 3.5), slow)
     assert outcome.status == "stopped"
     assert len(outcome.scores) == 1
+
+
+class Clock:
+    """Stands still but where it is told to go on."""
+
+    def __init__(self) -> None:
+        self.now = time.time()
+
+    def time(self) -> float:
+        return self.now
+
+    monotonic = time
+
+
+@pytest.fixture
+def clock(monkeypatch) -> Clock:
+    stopped = Clock()
+    monkeypatch.setattr(tune, "time", stopped)
+    monkeypatch.setattr(underway, "time", stopped)
+    return stopped
+
+
+def test_a_trial_that_is_slow_has_fewer_epochs_and_all_of_its_schedule(
+    setup, clock, monkeypatch
+) -> None:
+    notes, rates = [], []
+    set_rates = tune.set_learning_rates
+
+    def seen(optimizer, *rest) -> None:
+        set_rates(optimizer, *rest)
+        rates.append(max(group["lr"] for group in optimizer.param_groups))
+
+    monkeypatch.setattr(tune, "set_learning_rates", seen)
+
+    def slow(report) -> bool:
+        clock.now += 10.0
+        notes.append(report.note)
+        return True
+
+    asked = replace(job(epochs=20), deadline=clock.now + 50.5)
+    outcome = train_trial(setup, asked, slow)
+    assert (outcome.status, len(outcome.scores)) == ("done", 5)
+    assert rates[-1] < 0.05 * max(rates)  # the schedule came to its end
+    assert "20 planned" in notes[-1]
+    assert not notes[0]
+
+
+def test_a_trial_without_time_for_another_epoch_stops_there(setup, clock) -> None:
+    def slow(report) -> bool:
+        clock.now += 10.0
+        return True
+
+    asked = replace(job(epochs=20), deadline=clock.now + 15.0)
+    outcome = train_trial(setup, asked, slow)
+    assert (outcome.status, len(outcome.scores)) == ("stopped", 1)
 
 
 @pytest.fixture

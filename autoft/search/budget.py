@@ -24,7 +24,8 @@ FULL_SHARE = 0.25  # of the time for trials: what one full fine-tune may take
 TAIL_SHARE = 0.2  # what a trial may take that runs a tail alone: it is one of many
 SCRATCH_SHARE = 0.5  # where all there is are random or weak weights: they want more epochs
 GOOD_EPOCHS = 10  # one trial of so many is worth more than several of fewer: it may take ...
-STRETCHED_SHARE = 0.8  # ... so much to get them
+STRETCHED_SHARE = 1.0  # ... so much to get them
+HOPED = 1.1  # of the time that is left a trial may be planned for: a slow one has fewer epochs
 LEAST_EPOCHS = 3  # with fewer, fine-tuning hardly gains on the head that it begins with
 NOMINAL_BATCH = 32
 USUAL_AUGMENT = "crop_flip"  # where a configuration does not say
@@ -212,8 +213,8 @@ class Budget:
         return max(MAX_EPOCHS, -(-MIN_STEPS // steps))
 
     def _fitting(self, config: TrialConfig, most: int) -> int:
-        """Return how many of `most` epochs fit into what is left of the time."""
-        left = self.left()
+        """Return how many of `most` epochs fit into what is left of the time, or nearly do."""
+        left = HOPED * self.left()
         fit = (n for n in range(most, 0, -1) if self.expected(config, n, True) <= left)
         return next(fit, 0)
 

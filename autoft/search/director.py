@@ -332,6 +332,7 @@ class Director:
 
 
 def _result_of(job: TrialJob, outcome: Outcome) -> TrialResult:
+    epochs = len(outcome.scores) if outcome.status == "done" else job.epochs  # fewer end in time
     return TrialResult(
         outcome.number,
         job.config,
@@ -341,7 +342,7 @@ def _result_of(job: TrialJob, outcome: Outcome) -> TrialResult:
         outcome.loss,
         round(outcome.seconds, 2),
         outcome.error,
-        job.epochs,
+        epochs,
         job.fold,
         job.of,
     )

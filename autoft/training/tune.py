@@ -24,6 +24,7 @@ from autoft.training.losses import Loss
 from autoft.training.memory import MicroBatches
 from autoft.training.noted import note_sharing
 from autoft.training.optim import CLIP, make_optimizer, set_learning_rates, take
+from autoft.training.pace import Pace
 from autoft.training.precision import autocast, place
 from autoft.training.prefix import Shared, share
 from autoft.training.probe import NonFiniteLoss
@@ -69,17 +70,44 @@ def tune(trial: Trial) -> Status:
     sharing, shared, why = share(trial)  # before an earlier state of the weights is restored
     note_sharing(trial.folder, sharing, why)
     tuning = begin(trial, sharing, shared=shared)
+    pace = Pace(trial.pre.image_size, trial.recipe.train_scale)
     try:
-        while trial.state.epoch < trial.job.epochs:
+        while trial.state.epoch < trial.epochs:
+            began = time.monotonic()
             train_loss = _epoch(tuning)
+            trained = time.monotonic()
             if train_loss is None or not _score(tuning, train_loss):
                 return "stopped"
+            if trial.state.epoch > tuning.sharing.views:  # to make a view takes longer
+                now = time.monotonic()
+                pace.note(trial.state.epoch - 1, trial.epochs, trained - began, now - trained)
             save(tuning)
+            if not _ends_in_time(trial, pace):
+                return "stopped"
     except OutOfTime:
         return "stopped"
     finally:
         _let_go(tuning)
     return "done"
+
+
+def _ends_in_time(trial: Trial, pace: Pace) -> bool:
+    """Have the trial as many of its epochs as end in time; tell whether its schedule does.
+
+    It has more again where the machine was busy for a while.
+    """
+    done, planned = trial.state.epoch, trial.job.epochs
+    if done >= trial.epochs:
+        return True
+    fits = pace.epochs_within(trial.job.deadline - time.time(), done, planned)
+    if fits == done:
+        return False
+    if fits < planned:
+        trial.note = (
+            f"it has fewer epochs than planned, so that it ends in time ({planned} planned)"
+        )
+    trial.epochs = fits
+    return True
 
 
 def begin(
@@ -107,7 +135,7 @@ def begin(
         tuning.average = Average(network, steps)
         if averaged:
             tuning.average.load(averaged)
-    trial.apply_rates(trial.state.epoch / trial.job.epochs)
+    trial.apply_rates(trial.state.epoch / trial.epochs)
     return tuning
 
 
@@ -197,7 +225,7 @@ def _epoch(tuning: Tuning) -> float | None:
         if time.time() > trial.job.deadline:
             batches.close()
             return None
-        total += take_step(tuning, batch, (trial.state.epoch + step / steps) / trial.job.epochs)
+        total += take_step(tuning, batch, (trial.state.epoch + step / steps) / trial.epochs)
     trial.micro_batch = tuning.micro.size
     if tuning.shared:
         trial.note = tuning.shared.note or trial.note
@@ -232,7 +260,7 @@ def batches_of(tuning: Tuning) -> Generator[Batch, None, None]:
         views=tuning.sharing.views,
         kept=_kept(tuning),
         size=recipe.size_in(
-            trial.pre.image_size, how.train_scale, trial.state.epoch, trial.job.epochs
+            trial.pre.image_size, how.train_scale, trial.state.epoch, trial.epochs
         ),
     )
 

@@ -31,7 +31,8 @@ class Trial:
 
     `fingerprint` is that of the backbone as it was built, "" until it is asked for;
     `gradient_norms` are what the strategy asked to be told of the stages, measured last; `note` is
-    what the user is to be told of it.
+    what the user is to be told of it. `epochs` are those that it is going to have: all that the
+    job wants, or those that end in time.
     """
 
     setup: Setup
@@ -46,6 +47,7 @@ class Trial:
     pretrained: bool
     fingerprint: str
     began: float
+    epochs: int
     gradient_norms: tuple[float, ...] = ()
     micro_batch: int = 0
     note: str = ""
@@ -118,6 +120,7 @@ def new_trial(
         pretrained=built.pretrained,
         fingerprint=built.fingerprint,
         began=began,
+        epochs=job.epochs,
     )
 
 
@@ -196,7 +199,7 @@ def after_epoch(
     )
     checkpoint.append_curve(trial.folder, report)
     wanted = trial.report(report)
-    return epoch >= trial.job.epochs or (wanted and time.time() < trial.job.deadline)
+    return epoch >= trial.epochs or (wanted and time.time() < trial.job.deadline)
 
 
 def outcome_of(trial: Trial, status: Status, error: str = "") -> Outcome:
