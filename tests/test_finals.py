@@ -239,6 +239,15 @@ def test_where_the_best_fails_the_finals_end(tmp_path) -> None:
     assert director.next_jobs() == ()
 
 
+def test_a_final_has_as_many_epochs_as_the_trial_had(tmp_path) -> None:
+    director = make_director(tmp_path)
+    curve = (0.5,) * 6 + (0.94,)
+    shortened = result(1, 0.94, strategy=FULL, scores=curve, epochs=10)
+    tell(director, result(0, 0.90), shortened, result(2, 0.70, strategy=FULL, seconds=400.0))
+    (job,) = director.next_jobs()
+    assert (job.of, job.epochs) == (1, 7)
+
+
 def test_several_seats_need_less_time(tmp_path) -> None:
     director = make_director(tmp_path, seconds=2000)
     trials = [result(n, 0.9, strategy=FULL, seconds=20.0) for n in (1, 2)]

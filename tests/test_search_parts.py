@@ -43,6 +43,7 @@ from autoft.training.job import (
     TrialJob,
 )
 from autoft.training.measures import Measured
+from autoft.training.plan import Room
 from autoft.values import PROCEDURAL, Part, TrialConfig, TrialResult
 
 LR = Parameter("lr", Float(1e-5, 1e-2, log=True), 1e-3)
@@ -439,6 +440,20 @@ def test_an_epoch_that_is_reported_again_gets_the_answer_that_it_had(tmp_path) -
     report = Report(job.number, 2, 0.5, 1.0, 1.0, 1.0)
     assert [local._goes_on(desk, report) for _ in range(3)] == [False] * 3
     assert told == [2]
+
+
+def test_a_trial_that_had_to_end_in_time_is_told_of(tmp_path) -> None:
+    director = make_director(RunFolder(tmp_path))
+    director.budget.epochs = lambda *_: 20
+    told = []
+    director.emit = lambda kind, **data: told.append((kind, data))
+    job = next_tuning(director)
+    director.on_report(Report(job.number, 2, 0.5, 1.0, 1.0, 1.0, epochs=7))
+    director.on_outcome(Outcome(job.number, "done", (0.5,) * 7, 0.5, 1.0, 1.0))
+    assert [data["epochs"] for kind, data in told if kind == "epoch"] == [7]
+    notes = [data["text"] for kind, data in told if kind == "note"]
+    assert notes == [f"Trial {job.number}: 7 of its 20 epochs, to end in time."]
+    assert director.results[-1].epochs == 20  # a search that goes on plans as many
 
 
 def test_a_resumed_search_plans_the_same_epochs(tmp_path) -> None:
@@ -913,6 +928,21 @@ def test_a_trial_is_planned_for_a_little_more_than_is_left(left, epochs) -> None
     budget = Budget(now + left, None, {"a": ranked}, 100, 200, first=False, began=now - 100)
     config = TrialConfig(Part("a"), Part("full"), Part("linear"), {})
     assert budget.epochs(config, True) == epochs  # of 12 seconds each
+    budget.reserved, budget.deadline = 60.0, now + left + 60
+    assert budget.epochs(config, True) == min(10, left // 12)  # finals are not to wait
+
+
+def test_what_has_to_be_kept_first_is_planned_for_what_is_left() -> None:
+    costs = Costs((0.0, 0.1), (0.2, 0.02), (0.1, 0.0), (0, 1000))
+    ranked = Ranked("a", costs=costs, num_stages=2, images_per_second=10.0)
+    now, config = (
+        time.time(),
+        TrialConfig(Part("a"), Part("freeze", {"depth": 0.5}), Part("h"), {}),
+    )
+    budget = Budget(now + 1000, None, {"a": ranked}, 100, 0, first=False, began=now - 1000)
+    assert budget._hope(config) > 1  # there is no room
+    budget.room = Room(10**9, 10**9, 0, 1e9)
+    assert budget._hope(config) == 1
 
 
 def test_where_epochs_are_few_images_are_smaller_and_the_budget_knows() -> None:

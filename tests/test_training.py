@@ -221,10 +221,18 @@ def clock(monkeypatch) -> Clock:
     return stopped
 
 
+def slowly(clock, then=lambda report: True):
+    def report(report) -> bool:
+        clock.now += 10.0
+        return then(report)
+
+    return report
+
+
 def test_a_trial_that_is_slow_has_fewer_epochs_and_all_of_its_schedule(
     setup, clock, monkeypatch
 ) -> None:
-    notes, rates = [], []
+    told, rates = [], []
     set_rates = tune.set_learning_rates
 
     def seen(optimizer, *rest) -> None:
@@ -232,28 +240,45 @@ def test_a_trial_that_is_slow_has_fewer_epochs_and_all_of_its_schedule(
         rates.append(max(group["lr"] for group in optimizer.param_groups))
 
     monkeypatch.setattr(tune, "set_learning_rates", seen)
-
-    def slow(report) -> bool:
-        clock.now += 10.0
-        notes.append(report.note)
-        return True
-
     asked = replace(job(epochs=20), deadline=clock.now + 50.5)
-    outcome = train_trial(setup, asked, slow)
+    keep = slowly(clock, lambda report: told.append(report.epochs) or True)
+    outcome = train_trial(setup, asked, keep)
     assert (outcome.status, len(outcome.scores)) == ("done", 5)
+    assert told == [20, 20, 5, 5, 5]  # known after two
     assert rates[-1] < 0.05 * max(rates)  # the schedule came to its end
-    assert "20 planned" in notes[-1]
-    assert not notes[0]
+
+
+def test_a_trial_that_is_scored_again_has_the_epochs_that_it_had(setup, clock) -> None:
+    asked = replace(job(epochs=4), deadline=clock.now + 35.0, of=0)
+    outcome = train_trial(setup, asked, slowly(clock))
+    assert (outcome.status, len(outcome.scores)) == ("done", 4)  # the last ends a little late
 
 
 def test_a_trial_without_time_for_another_epoch_stops_there(setup, clock) -> None:
-    def slow(report) -> bool:
-        clock.now += 10.0
+    asked = replace(job(epochs=20), deadline=clock.now + 25.0)
+    outcome = train_trial(setup, asked, slowly(clock))
+    assert (outcome.status, len(outcome.scores)) == ("stopped", 2)
+
+
+def test_a_shortened_trial_that_was_cut_off_goes_on_with_its_schedule(
+    setup, clock, tmp_path
+) -> None:
+    asked = replace(job(epochs=20), deadline=clock.now + 60.5)
+    whole = train_trial(setup, asked, slowly(clock))
+
+    def killed(report) -> bool:
+        if report.epoch == 4:
+            raise KeyboardInterrupt
         return True
 
-    asked = replace(job(epochs=20), deadline=clock.now + 15.0)
-    outcome = train_trial(setup, asked, slow)
-    assert (outcome.status, len(outcome.scores)) == ("stopped", 1)
+    again = replace(setup, folder=tmp_path / "again")
+    asked = replace(asked, deadline=clock.now + 60.5)
+    with pytest.raises(KeyboardInterrupt):
+        train_trial(again, asked, slowly(clock, killed))
+    # The time of a search that goes on is another.
+    outcome = train_trial(again, replace(asked, deadline=clock.now + 1000.0), slowly(clock))
+    assert (outcome.status, outcome.scores) == ("done", whole.scores)
+    assert len(whole.scores) == 6
 
 
 @pytest.fixture

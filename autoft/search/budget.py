@@ -214,9 +214,22 @@ class Budget:
 
     def _fitting(self, config: TrialConfig, most: int) -> int:
         """Return how many of `most` epochs fit into what is left of the time, or nearly do."""
-        left = HOPED * self.left()
-        fit = (n for n in range(most, 0, -1) if self.expected(config, n, True) <= left)
-        return next(fit, 0)
+        left, hope = self.left(), self._hope(config)
+
+        def fits(epochs: int) -> bool:
+            hoped = hope if epochs > LEAST_EPOCHS else 1.0
+            return self.expected(config, epochs, True) <= hoped * left
+
+        return next((n for n in range(most, 0, -1) if fits(n)), 0)
+
+    def _hope(self, config: TrialConfig) -> float:
+        """Return what share of the time that is left a trial may be planned for.
+
+        Its pace is known soon where nothing has to be kept first. Finals are not to wait for it.
+        """
+        known = self.ranked[config.backbone.name].costs is not None
+        keeps = known and self._mode(config, GOOD_EPOCHS, 1) != "rerun"
+        return 1.0 if self.reserved or keeps else HOPED
 
     def _worth_a_try(self, config: TrialConfig) -> bool:
         """Tell whether one epoch might fit after all: no trial has said yet how long they take.

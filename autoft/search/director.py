@@ -77,7 +77,8 @@ class Director:
             self.study.tell(result)
             self._proposer.note(result.config)
             if self.space.trains_backbone(result.config):
-                self._race.note(self._phase(result.config), result.epochs, result.scores)
+                epochs = len(result.scores) if result.status == "done" else result.epochs
+                self._race.note(self._phase(result.config), epochs, result.scores)
                 self.budget.plan(result.config, result.epochs)
                 self._note_kept(result)
         finished = {result.number for result in known}
@@ -203,11 +204,12 @@ class Director:
     def on_report(self, report: Report) -> bool:
         """Learn the score after an epoch; tell whether the trial shall go on."""
         job = self._running[report.number]
+        epochs = report.epochs or job.epochs
         self.emit(
             "epoch",
             number=report.number,
             epoch=report.epoch,
-            epochs=job.epochs,
+            epochs=epochs,
             score=report.score,
             train_loss=report.train_loss,
         )
@@ -219,7 +221,7 @@ class Director:
         if job.of is not None or not self.space.trains_backbone(job.config):
             return True
         phase = self._phase(job.config)
-        keeps = self._race.goes_on(phase, job.epochs, report.epoch, report.score)
+        keeps = self._race.goes_on(phase, epochs, report.epoch, report.score)
         return keeps or self._is_first(job)
 
     def _is_first(self, job: TrialJob) -> bool:
@@ -249,6 +251,7 @@ class Director:
         self.budget.learn(job, outcome, trains)
         if trains:
             self._note_kept(result)
+            self._tell_fewer(result)
         self._tell_end(result, expected)
         ordered = usable(self.results)
         if ordered and ordered[0].number == result.number:
@@ -260,6 +263,13 @@ class Director:
         """Have the budget know what later trials will find kept."""
         if views := self.folder.views_kept(result.number):
             self.budget.note_kept(result.config, min(views, len(result.scores)))
+
+    def _tell_fewer(self, result: TrialResult) -> None:
+        """Say of a trial whose schedule had to end in time how many epochs it had."""
+        had = len(result.scores)
+        if result.status == "done" and had < result.epochs:
+            text = f"Trial {result.number}: {had} of its {result.epochs} epochs, to end in time."
+            self.emit("note", text=text)
 
     def _tell_end(self, result: TrialResult, expected: float) -> None:
         self.emit(
@@ -332,7 +342,6 @@ class Director:
 
 
 def _result_of(job: TrialJob, outcome: Outcome) -> TrialResult:
-    epochs = len(outcome.scores) if outcome.status == "done" else job.epochs  # fewer end in time
     return TrialResult(
         outcome.number,
         job.config,
@@ -342,7 +351,7 @@ def _result_of(job: TrialJob, outcome: Outcome) -> TrialResult:
         outcome.loss,
         round(outcome.seconds, 2),
         outcome.error,
-        epochs,
+        job.epochs,
         job.fold,
         job.of,
     )

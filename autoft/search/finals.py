@@ -105,7 +105,8 @@ class Finals:
                 return None
             self._tried.add((of, fold))
             if before := self.folder.begun(of):
-                job = self.budget.job(number, before.config, before.epochs, before.precision)
+                epochs = len(known[of].scores)  # that it had, which may be fewer than planned
+                job = self.budget.job(number, before.config, epochs, before.precision)
                 job = replace(job, head_start=before.head_start, fold=fold, of=of)
                 return job, self._called
         return None

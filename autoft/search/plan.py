@@ -260,7 +260,8 @@ def _phases(
     for config in configs:
         trains = space.strategies[config.strategy.name].trains_backbone
         epochs = budget.epochs(config, trains)
-        needed = budget.expected(config, epochs, trains) * (GOES_ON if trains else 1.0)
+        whole = budget.expected(config, epochs, trains)
+        needed = whole * (GOES_ON if unstopped else 1.0) if trains else whole  # the first goes on
         full = most is not None and sum(counts.values()) >= most
         if full or not epochs or sum(spent.values()) + needed > seconds:
             continue
@@ -269,7 +270,7 @@ def _phases(
         name = "heads" if not trains else "tails" if frozen else "full"
         spent[name] += needed
         counts[name] += 1
-        unstopped += [needed / GOES_ON] if trains else []
+        unstopped += [whole] if trains else []
         if frozen and ranked.costs:
             work = budget.work(config.train, epochs)
             way = choose(ranked.costs, frozen, work, room)

@@ -34,12 +34,17 @@ CONFIG, SCORED, LAST = "config.json", "scored.safetensors", "last.safetensors"
 
 @dataclass(frozen=True)
 class State:
-    """How far a trial had come: the next epoch and the curve up to it."""
+    """How far a trial had come: the next epoch and the curve up to it.
+
+    `epochs` are those that it is going to have, where they are fewer than planned (0: they are not
+    known to be).
+    """
 
     epoch: int = 0
     scores: tuple[float, ...] = ()
     loss: float | None = None
     seconds: float = 0.0
+    epochs: int = 0
 
 
 def start(folder: Path, job: TrialJob, *, pretrained: bool) -> None:

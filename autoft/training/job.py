@@ -198,7 +198,7 @@ class Ranked:
 
 @dataclass(frozen=True)
 class TrialJob:
-    """One trial to be trained for `epochs` epochs.
+    """One trial to be trained for `epochs` epochs, or as many of them as end in time.
 
     `deadline` is the wall-clock time (seconds since 1970) at which the trial ends, wherever it is.
     `costs` are those of its backbone, by which it chooses how its frozen prefix is shared unless
@@ -226,7 +226,8 @@ class Report:
     """The state of a trial after an epoch; the score is of the validation part.
 
     `micro_batch` is how many images fitted into the memory at once (0: whole batches). `note` is
-    what the user is to be told ("": nothing).
+    what the user is to be told ("": nothing), `epochs` how many there are going to be (0: all that
+    were planned).
     """
 
     number: int
@@ -237,6 +238,7 @@ class Report:
     seconds: float
     micro_batch: int = 0
     note: str = ""
+    epochs: int = 0
 
 
 @dataclass(frozen=True)

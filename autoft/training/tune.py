@@ -71,18 +71,19 @@ def tune(trial: Trial) -> Status:
     note_sharing(trial.folder, sharing, why)
     tuning = begin(trial, sharing, shared=shared)
     pace = Pace(trial.pre.image_size, trial.recipe.train_scale)
+    since, first = time.monotonic(), trial.state.epoch
     try:
         while trial.state.epoch < trial.epochs:
-            began = time.monotonic()
             train_loss = _epoch(tuning)
             trained = time.monotonic()
             if train_loss is None or not _score(tuning, train_loss):
                 return "stopped"
-            if trial.state.epoch > tuning.sharing.views:  # to make a view takes longer
-                now = time.monotonic()
-                pace.note(trial.state.epoch - 1, trial.epochs, trained - began, now - trained)
+            now, done = time.monotonic(), trial.state.epoch
+            if done - first > tuning.sharing.views:  # to make a view takes longer
+                pace.note(done - 1, trial.epochs, trained - since, now - trained)
+            in_time, since = _ends_in_time(trial, pace), now
             save(tuning)
-            if not _ends_in_time(trial, pace):
+            if not in_time:
                 return "stopped"
     except OutOfTime:
         return "stopped"
@@ -92,21 +93,19 @@ def tune(trial: Trial) -> Status:
 
 
 def _ends_in_time(trial: Trial, pace: Pace) -> bool:
-    """Have the trial as many of its epochs as end in time; tell whether its schedule does.
+    """Have the trial as many of its epochs as end in time; tell whether there are any more.
 
-    It has more again where the machine was busy for a while.
+    They never grow again: a schedule does not go back. A trial that scores another again has as
+    many as that.
     """
-    done, planned = trial.state.epoch, trial.job.epochs
-    if done >= trial.epochs:
+    done, planned = trial.state.epoch, trial.epochs
+    if done == planned or trial.job.of is not None:
         return True
     fits = pace.epochs_within(trial.job.deadline - time.time(), done, planned)
     if fits == done:
         return False
-    if fits < planned:
-        trial.note = (
-            f"it has fewer epochs than planned, so that it ends in time ({planned} planned)"
-        )
     trial.epochs = fits
+    trial.state = replace(trial.state, epochs=fits)
     return True
 
 
@@ -126,6 +125,7 @@ def begin(
     optimizer = make_optimizer(network, how)
     anchor = _anchor(trial) if how.l2sp and trial.pretrained else {}
     trial.state, averaged = checkpoint.load_last(trial.folder, network, optimizer)
+    trial.epochs = trial.state.epochs or trial.epochs
     network.set_rates([1.0] * network.num_stages)  # whatever a plugin left frozen
     if trial.state.epoch == 0 and trial.pretrained and how.head_first:
         fit_head(trial, _of_head(trial))

@@ -185,6 +185,7 @@ def after_epoch(
         scores=(*trial.state.scores, scored.score),
         loss=scored.loss,
         seconds=trial.state.seconds + elapsed,
+        epochs=trial.state.epochs,
     )
     trial.began += elapsed
     report = Report(
@@ -196,6 +197,7 @@ def after_epoch(
         trial.state.seconds,
         trial.micro_batch,
         trial.note,
+        trial.epochs,
     )
     checkpoint.append_curve(trial.folder, report)
     wanted = trial.report(report)

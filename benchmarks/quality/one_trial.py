@@ -68,7 +68,7 @@ def train_and_score(
     began = time.process_time()
     outcome = train_trial(setup, job, lambda _: True)
     seconds = time.process_time() - began
-    if outcome.score is None or outcome.status != "done":
+    if outcome.score is None or outcome.status != "done" or len(outcome.scores) < epochs:
         return {"error": outcome.error or f"{outcome.status} after {len(outcome.scores)} epochs"}
     network, backbone = load_trial(setup, TrialResult(0, config, "done"))
     scored = evaluate(network, setup, part, setup.preprocess(backbone), precision)
