@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -141,3 +142,14 @@ def run(
         return code, told.out, told.err
 
     return call
+
+
+@pytest.fixture
+def scripts(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[None]:
+    """Let the benchmarks in the folder `SCRIPTS` of a test module find each other, as when run."""
+    before, folder = set(sys.modules), request.module.SCRIPTS
+    monkeypatch.setattr(sys, "path", [str(folder.parent), str(folder), *sys.path])
+    yield
+    for name in set(sys.modules) - before:  # those in other folders have modules of these names
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(folder.parent)):
+            del sys.modules[name]

@@ -5,25 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+SCRIPTS = Path(__file__).resolve().parents[1] / "benchmarks" / "quality"
 MAJORITY = 0.45  # three classes of the same size, and a little
 
-
-@pytest.fixture(autouse=True)
-def _benchmarks(monkeypatch):
-    """Let the scripts find each other as they do when they are run."""
-    before = set(sys.modules)
-    monkeypatch.setattr(sys, "path", [str(BENCHMARKS), str(BENCHMARKS / "quality"), *sys.path])
-    yield
-    for name in set(sys.modules) - before:  # other benchmarks have modules of these names
-        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(BENCHMARKS)):
-            del sys.modules[name]
+pytestmark = pytest.mark.usefixtures("scripts")
 
 
 @pytest.fixture

@@ -9,18 +9,9 @@ from pathlib import Path
 
 import pytest
 
-BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+SCRIPTS = Path(__file__).resolve().parents[1] / "benchmarks" / "speed"
 
-
-@pytest.fixture(autouse=True)
-def _benchmarks(monkeypatch):
-    """Let the scripts find each other as they do when they are run."""
-    before = set(sys.modules)
-    monkeypatch.setattr(sys, "path", [str(BENCHMARKS), str(BENCHMARKS / "speed"), *sys.path])
-    yield
-    for name in set(sys.modules) - before:  # other benchmarks have modules of these names
-        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(BENCHMARKS)):
-            del sys.modules[name]
+pytestmark = pytest.mark.usefixtures("scripts")
 
 
 def test_goals_of_all_files_are_one_table_in_order_and_what_no_file_has_is_named(tmp_path):
@@ -69,7 +60,7 @@ def test_parts_that_are_not_measured_again_stay(tmp_path):
 
 def run_script(name, *arguments, path=""):
     return subprocess.run(
-        [sys.executable, str(BENCHMARKS / "speed" / name), *arguments],
+        [sys.executable, str(SCRIPTS / name), *arguments],
         env={"PYTHONPATH": str(path), "PATH": "", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -80,7 +71,7 @@ def run_script(name, *arguments, path=""):
 def test_the_settings_of_the_device_are_timed_in_both_kinds_of_process(tmp_path):
     out, page = tmp_path / "out.json", tmp_path / "page.md"
     asked = ["test_resnet", "--size", "32", "--rounds", "1", "--device", "cpu"]
-    done = run_script("device.py", *asked, "--json", out, "--page", page, path=BENCHMARKS)
+    done = run_script("device.py", *asked, "--json", out, "--page", page, path=SCRIPTS.parent)
     assert done.returncode == 0, done.stderr
     (measured,) = json.loads(out.read_text("utf-8"))["measured"]
     for work in ("step", "forward"):

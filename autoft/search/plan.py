@@ -261,7 +261,7 @@ def _phases(
         trains = space.strategies[config.strategy.name].trains_backbone
         epochs = budget.epochs(config, trains)
         whole = budget.expected(config, epochs, trains)
-        needed = whole * (GOES_ON if unstopped else 1.0) if trains else whole  # the first goes on
+        needed = whole * (GOES_ON if trains and unstopped else 1.0)  # the first goes on
         full = most is not None and sum(counts.values()) >= most
         if full or not epochs or sum(spent.values()) + needed > seconds:
             continue

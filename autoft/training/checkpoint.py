@@ -36,8 +36,7 @@ CONFIG, SCORED, LAST = "config.json", "scored.safetensors", "last.safetensors"
 class State:
     """How far a trial had come: the next epoch and the curve up to it.
 
-    `epochs` are those that it is going to have, where they are fewer than planned (0: they are not
-    known to be).
+    `epochs` are those that it is going to have, so as to end in time (0: all that were planned).
     """
 
     epoch: int = 0

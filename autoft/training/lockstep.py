@@ -192,7 +192,7 @@ def _train(prefix: Divided, members: Sequence[Member]) -> bool:
             batches.close()
             return False
         crossing = Batch(prefix.rows(batch.images), batch.targets, batch.weights)
-        _steps(members, totals, crossing, (first.state.epoch + step / steps) / first.job.epochs)
+        _steps(members, totals, crossing, (first.state.epoch + step / steps) / first.epochs)
         if all(member.ended for member in members):
             batches.close()
             break
@@ -273,7 +273,7 @@ def _score(member: Member, logits: Logits) -> None:
     _charge((member,), trial.began)
     if not goes_on:
         member.ended = "stopped"
-    elif trial.state.epoch >= trial.job.epochs:
+    elif trial.state.epoch >= trial.epochs:
         member.ended = "done"
     if member.ended:
         member.tuning = member.model = None  # optimiser and average: the others go on for long

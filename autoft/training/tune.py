@@ -81,10 +81,10 @@ def tune(trial: Trial) -> Status:
             now, done = time.monotonic(), trial.state.epoch
             if done - first > tuning.sharing.views:  # to make a view takes longer
                 pace.note(done - 1, trial.epochs, trained - since, now - trained)
-            in_time, since = _ends_in_time(trial, pace), now
-            save(tuning)
-            if not in_time:
+            if not _ends_in_time(trial, pace):
                 return "stopped"
+            since = now
+            save(tuning)
     except OutOfTime:
         return "stopped"
     finally:
@@ -104,7 +104,6 @@ def _ends_in_time(trial: Trial, pace: Pace) -> bool:
     fits = pace.epochs_within(trial.job.deadline - time.time(), done, planned)
     if fits == done:
         return False
-    trial.epochs = fits
     trial.state = replace(trial.state, epochs=fits)
     return True
 
@@ -125,7 +124,6 @@ def begin(
     optimizer = make_optimizer(network, how)
     anchor = _anchor(trial) if how.l2sp and trial.pretrained else {}
     trial.state, averaged = checkpoint.load_last(trial.folder, network, optimizer)
-    trial.epochs = trial.state.epochs or trial.epochs
     network.set_rates([1.0] * network.num_stages)  # whatever a plugin left frozen
     if trial.state.epoch == 0 and trial.pretrained and how.head_first:
         fit_head(trial, _of_head(trial))

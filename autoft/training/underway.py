@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -31,8 +31,7 @@ class Trial:
 
     `fingerprint` is that of the backbone as it was built, "" until it is asked for;
     `gradient_norms` are what the strategy asked to be told of the stages, measured last; `note` is
-    what the user is to be told of it. `epochs` are those that it is going to have: all that the
-    job wants, or those that end in time.
+    what the user is to be told of it.
     """
 
     setup: Setup
@@ -47,10 +46,14 @@ class Trial:
     pretrained: bool
     fingerprint: str
     began: float
-    epochs: int
     gradient_norms: tuple[float, ...] = ()
     micro_batch: int = 0
     note: str = ""
+
+    @property
+    def epochs(self) -> int:
+        """Return those that it is going to have: all that the job wants, or what ends in time."""
+        return self.state.epochs or self.job.epochs
 
     @property
     def device(self) -> torch.device:
@@ -120,7 +123,6 @@ def new_trial(
         pretrained=built.pretrained,
         fingerprint=built.fingerprint,
         began=began,
-        epochs=job.epochs,
     )
 
 
@@ -180,12 +182,12 @@ def after_epoch(
     if keep:
         checkpoint.save_scored(trial.folder, trial.network)
     elapsed = time.monotonic() - trial.began
-    trial.state = checkpoint.State(
+    trial.state = replace(
+        trial.state,
         epoch=epoch,
         scores=(*trial.state.scores, scored.score),
         loss=scored.loss,
         seconds=trial.state.seconds + elapsed,
-        epochs=trial.state.epochs,
     )
     trial.began += elapsed
     report = Report(

@@ -54,7 +54,7 @@ RUNS = 3  # of each work, in a process
 PROCESSES = ("as usual", "worker")
 FORMATS = ("fp32", "chosen")
 WORKS = {"step": 32, "forward": 64}  # and how many images each takes
-ORDER = "fp32 as usual", "chosen as usual", "fp32 worker", "chosen worker"
+ORDER = tuple(f"{form} {process}" for process in PROCESSES for form in FORMATS)
 
 # Milliseconds an image, by work and by format and process; a number a round.
 Found = dict[str, dict[str, list[float]]]
@@ -179,9 +179,11 @@ def goal(compared: Compared) -> Line:
 def heading(asked: argparse.Namespace, compared: Sequence[Compared], load: float) -> str:
     """Return what was measured where."""
     kept = all(each.kept for each in compared)
+    device = torch.device(asked.device)
+    gpu = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
     return (
-        f"{asked.device}, {asked.size} px; {asked.rounds} processes of each kind in turns; memory "
-        f"that workers free is {'' if kept else 'not '}kept. {where(load)}"
+        f"{asked.device}{gpu}, {asked.size} px; {asked.rounds} processes of each kind in turns; "
+        f"memory that workers free is {'' if kept else 'not '}kept. {where(load)}"
     )
 
 

@@ -56,4 +56,5 @@ def run(module: nn.Module, images: Tensor, precision: Precision) -> Tensor:
 def train(module: nn.Module, images: Tensor, precision: Precision) -> None:
     """Take the gradient of something that all parameters have a part in."""
     module.zero_grad(set_to_none=True)
-    run(module, images, precision).square().mean().backward()  # type: ignore[no-untyped-call]
+    loss = run(module, images, precision).square().mean()
+    loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
