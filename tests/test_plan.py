@@ -12,7 +12,7 @@ import torch
 from autoft.data.cache.files import cache_root
 from autoft.network.build import build
 from autoft.network.sources import resolve
-from autoft.search.budget import Budget, frozen_stages
+from autoft.search.budget import Budget
 from autoft.training import rank, speeds
 from autoft.training.costs import crossing_bytes, measure_costs
 from autoft.training.job import Costs, Outcome, Precision, Ranked, Setup
@@ -275,8 +275,8 @@ def test_a_trial_that_was_faster_or_cut_off_teaches_the_budget() -> None:
 
 def test_tails_are_known_to_be_cheap() -> None:
     budget = make_budget(1000.0, COSTS)
-    assert frozen_stages(DEEP, 4) == 3
-    assert frozen_stages(FULL, 4) == 0
+    assert budget.frozen(DEEP) == 3
+    assert budget.frozen(FULL) == 0
     tail, whole = (budget.expected(each, 12, True) for each in (DEEP, FULL))
     assert tail < 0.3 * whole
     assert budget.job(0, DEEP, 3).costs == COSTS

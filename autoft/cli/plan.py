@@ -65,8 +65,8 @@ def _show(found: Plan) -> None:
     _table("Phases", ["phase", "trials", "time", "kept", "why"], list(map(_phase, found.phases)))
     best = clean(found.candidates[0].label)
     _table(
-        f"Trials of {found.epochs} epochs that freeze the first stages of {best}",
-        ["frozen", "share", "to keep", "way", "views", "time", "again", "why"],
+        f"Trials that freeze the first stages of {best} (whole ones: {found.epochs} epochs)",
+        ["frozen", "epochs", "share", "to keep", "way", "views", "time", "again", "why"],
         [_way(each) for each in found.ways],
     )
     room = found.room
@@ -99,6 +99,7 @@ def _phase(each: Phase) -> list[str]:
 def _way(each: Way) -> list[str]:
     return [
         f"{each.frozen}",
+        f"{each.epochs}",
         f"{each.share:.0%}",
         _size(each.bytes),
         "re-run" if each.mode == "rerun" else each.mode,

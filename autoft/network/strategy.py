@@ -16,6 +16,17 @@ STEPS_LOOKED_AT = 100
 
 
 @dataclass(frozen=True)
+class Treatment:
+    """What is left alone by a strategy, by which the costs of its trials are known.
+
+    `frozen` leading stages all the time; all but norms and biases, if `vectors_alone`.
+    """
+
+    frozen: int = 0
+    vectors_alone: bool = False
+
+
+@dataclass(frozen=True)
 class BoundStrategy:
     """A freezing strategy for a backbone of `num_stages`, and what it asks of the core.
 
@@ -73,6 +84,10 @@ class BoundStrategy:
         if self.wants_gradients or self.adapter:
             return 0
         return min(leading_frozen(self.rates(at)) for at in _moments())
+
+    def treatment(self) -> Treatment:
+        """Return what is left alone."""
+        return Treatment(self.frozen_prefix(), self.trains_vectors_alone())
 
 
 def _moments() -> Iterator[float]:

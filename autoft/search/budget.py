@@ -8,12 +8,12 @@ from dataclasses import dataclass, field, replace
 
 from autoft import plugins
 from autoft.errors import AutoftError
-from autoft.network.strategy import BoundStrategy, bind
+from autoft.network.strategy import Treatment, bind
 from autoft.training import plan
-from autoft.training.job import Mode, Outcome, Precision, Ranked, Sharing, TrialJob
+from autoft.training.job import Costs, Mode, Outcome, Precision, Ranked, Sharing, TrialJob
 from autoft.training.plan import Room, Work
 from autoft.training.recipe import SMALLER, area
-from autoft.values import TrialConfig, Value, is_of_images
+from autoft.values import Part, TrialConfig, Value, is_of_images
 
 HEAD_ROUNDS = 4  # how often a head-only trial is scored while it trains
 FIRST_SECONDS = 120.0  # that the first trial may take, however little time is left
@@ -36,6 +36,14 @@ LIVE_MOST = 4  # trials that take their steps together: more save little more
 LIVE_SHARE = 0.5  # of what is left of the time, for all of them
 NO_ROOM = Room(0, 0, 0, 1.0)
 
+AskTreatment = Callable[[Part, int], Treatment]
+"""Tells what a strategy of others leaves alone in a backbone of so many stages."""
+
+
+def nothing_known(_strategy: Part, _num_stages: int) -> Treatment:
+    """Say that everything is trained, as far as is known."""
+    return Treatment()
+
 
 @dataclass
 class Budget:
@@ -43,7 +51,8 @@ class Budget:
 
     `deadline` is the wall-clock time (seconds since 1970) at which the last trial must have ended.
     `ranked` has the best backbone first; `room` is where workers may keep what is shared. The
-    backbones of `smaller` train on smaller images where a configuration does not say.
+    backbones of `smaller` train on smaller images where a configuration does not say. `ask` is
+    asked about strategies that others wrote: they may need torch, which is not imported here.
     """
 
     deadline: float
@@ -53,14 +62,14 @@ class Budget:
     validation_images: int
     room: Room = NO_ROOM
     smaller: frozenset[str] = frozenset()
+    ask: AskTreatment = nothing_known
     began: float = field(default_factory=time.time)
     _pace: float = 1.0
     _head_seconds: float = HEAD_SECONDS
     first: bool = True  # no trial has ended yet
     reserved: float = 0.0  # seconds for the finals
     _planned: dict[tuple[str, int], int] = field(default_factory=dict)
-    _frozen: dict[str, int] = field(default_factory=dict)
-    _vectors: dict[str, bool] = field(default_factory=dict)
+    _treatments: dict[str, Treatment] = field(default_factory=dict)
     _kept: dict[tuple[str, int, Value], int] = field(default_factory=dict)  # views, by trials
     _taught: bool = False  # by a trial that trained a backbone
 
@@ -253,18 +262,22 @@ class Budget:
         Without costs of its stages a frozen share f of the work costs a third: forward only,
         (1 + 2 (1 - f)) / 3 in all.
         """
-        ranked = self.ranked[config.backbone.name]
-        twice = 2 if config.train.get("sam") else 1
+        ranked, twice = self.ranked[config.backbone.name], _steps(config)
         if ranked.costs is not None:
-            costs, cut = ranked.costs, self.frozen(config)
-            share = costs.vectors if self._trains_vectors_alone(config) else 1.0
-            costs = replace(costs, tail=tuple(twice * share * each for each in costs.tail))
             work = self._work_of(config, epochs, together)
+            costs, cut = self.costs(config), self.frozen(config)
             return START_SECONDS + plan.seconds(costs, cut, work, self.room)
-        share = (1 + 2 * (1 - frozen_share(config))) / 3
+        share = (1 + 2 * (1 - self.frozen(config) / max(1, ranked.num_stages))) / 3
         pixels = area(float(config.train.get("train_scale", 1.0)))
         training = pixels * twice * share * self.train_images / ranked.trained_per_second
         return epochs * (training + self.validation_images / ranked.images_per_second)
+
+    def costs(self, config: TrialConfig) -> Costs:
+        """Return the costs of the backbone as they are for a trial: of its steps, above all."""
+        costs = self.ranked[config.backbone.name].costs
+        assert costs is not None  # measured
+        share = costs.vectors if self._treatment(config).vectors_alone else 1.0
+        return replace(costs, tail=tuple(_steps(config) * share * each for each in costs.tail))
 
     def _work_of(self, config: TrialConfig, epochs: int, together: int = 1) -> Work:
         work = self.work(config.train, epochs, together)
@@ -287,48 +300,30 @@ class Budget:
             together=together,
         )
 
-    def _trains_vectors_alone(self, config: TrialConfig) -> bool:
-        key = repr(config.strategy)
-        if key not in self._vectors:
-            num_stages = max(1, self.ranked[config.backbone.name].num_stages)
-            self._vectors[key] = trains_vectors_alone(config, num_stages)
-        return self._vectors[key]
-
     def frozen(self, config: TrialConfig) -> int:
-        """Return how many leading stages stay frozen; the answer is remembered."""
-        ranked = self.ranked[config.backbone.name]
-        key = repr((config.strategy, ranked.num_stages))
-        if key not in self._frozen:
-            self._frozen[key] = frozen_stages(config, ranked.num_stages)
-        return self._frozen[key]
+        """Return how many leading stages stay frozen."""
+        return min(self._treatment(config).frozen, self.ranked[config.backbone.name].num_stages)
+
+    def _treatment(self, config: TrialConfig) -> Treatment:
+        """Return what the strategy leaves alone; the answer is remembered."""
+        num_stages = max(1, self.ranked[config.backbone.name].num_stages)
+        key = repr((config.strategy, num_stages))
+        if key not in self._treatments:
+            own = _own(config.strategy, num_stages)
+            self._treatments[key] = own or self.ask(config.strategy, num_stages)
+        return self._treatments[key]
 
 
-def frozen_stages(config: TrialConfig, num_stages: int) -> int:
-    """Return how many leading stages stay frozen; of a strategy of others, by its `depth`."""
+def _steps(config: TrialConfig) -> int:
+    """Return how many passes a step takes: sharpness-aware ones look twice."""
+    return 2 if config.train.get("sam") else 1
+
+
+def _own(strategy: Part, num_stages: int) -> Treatment | None:
+    """Return what a strategy that comes with autoft leaves alone; None of others."""
     try:
-        if strategy := _own_strategy(config, num_stages):
-            return min(strategy.frozen_prefix(), num_stages)
+        if plugins.find("strategy", strategy.name).builtin:
+            return bind(strategy, num_stages).treatment()
     except AutoftError:
-        return 0  # one that is gone or broken: its trial says so
-    return min(round(frozen_share(config) * num_stages), max(0, num_stages - 1))
-
-
-def trains_vectors_alone(config: TrialConfig, num_stages: int) -> bool:
-    """Tell whether norms and biases alone are trained; only strategies of autoft are asked."""
-    try:
-        strategy = _own_strategy(config, num_stages)
-        return strategy is not None and strategy.trains_vectors_alone()
-    except AutoftError:
-        return False  # one that is gone or broken: its trial says so
-
-
-def _own_strategy(config: TrialConfig, num_stages: int) -> BoundStrategy | None:
-    """Return a strategy that comes with autoft; None of others: they may need torch."""
-    builtin = plugins.find("strategy", config.strategy.name).builtin
-    return bind(config.strategy, num_stages) if builtin else None
-
-
-def frozen_share(config: TrialConfig) -> float:
-    """Return the share of stages that stay frozen, where the strategy states it as `depth`."""
-    depth = config.strategy.params.get("depth", 0.0)
-    return float(depth) if isinstance(depth, int | float) else 0.0
+        return Treatment()  # it is gone or a choice is wrong: its trial says so
+    return None

@@ -13,12 +13,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from autoft import plugins
 from autoft.data.splits.split import TEST
 from autoft.network.sources import Source
 from autoft.search import images, prepare
-from autoft.search.budget import HEAD_SECONDS, LIVE_MOST, Budget
+from autoft.search.budget import HEAD_SECONDS, LIVE_MOST, AskTreatment, Budget
 from autoft.search.configs import Space, read_fixed
 from autoft.search.engines import tasks, weighing
+from autoft.search.engines.strategist import Strategist
 from autoft.search.engines.weighing import Listed
 from autoft.search.engines.worker import Worker
 from autoft.search.events import Listener
@@ -34,9 +36,10 @@ from autoft.search.session import Session, a_worker
 from autoft.search.settings import Settings
 from autoft.search.stop import listen_for_stop
 from autoft.selection.regime import judge
+from autoft.space import Float, read_signature, searched
 from autoft.training.job import MAX_IMAGES, Costs, Ranked, Setup
 from autoft.training.plan import LEAST_SHARE, Room, Work, bytes_kept, choose, predict
-from autoft.values import TrialConfig
+from autoft.values import Part, TrialConfig
 
 BATCH = 32
 FP32 = 4  # bytes of a parameter in a file of weights
@@ -44,6 +47,7 @@ RANK = "One pass over the images for each backbone: probes decide which is best.
 REGIME = f"At most {SHARE:.0%} of the time says what the images are like."
 FINALS = "The best are scored again on other folds, where chance may have chosen among them."
 FINISH = "Exports, their proof, and one reading of the test part."
+FREEZE = "freeze"  # the strategy of autoft that freezes the first stages, by its `depth`
 GOES_ON = 0.55  # of a trial is trained on the average: two of three stop at a rung
 
 
@@ -75,12 +79,13 @@ class Phase:
 class Way:
     """How trials that freeze the first `frozen` stages come by what these give, and why.
 
-    `share` of the forward pass lies before the cut; `seconds` and `again` are those of a whole
-    trial in the chosen way and computing again. Where nothing is kept, several may take their
-    steps together: `seconds` are what each adds then.
+    They have the usual recipe and `epochs`. `share` of the forward pass lies before the cut;
+    `seconds` and `again` are those of a whole trial in the chosen way and computing again. Where
+    nothing is kept, several may take their steps together: `seconds` are what each adds then.
     """
 
     frozen: int
+    epochs: int
     share: float
     bytes: int
     mode: str
@@ -143,7 +148,10 @@ def _plan(session: Session, worker: Worker, notes: Sequence[str]) -> Plan:
     room: Room = call(tasks.room, device)
     fixed = read_fixed(begun.described.space, settings.fix)
     space = replace(begun.described.space, fixed=fixed)
-    epochs, phases, ways = _costed(settings, setup, data, space, candidates, room)
+    with Strategist(session.stop, session.note) as strategist:
+        ask = strategist.ask
+        epochs, phases, ways = _costed(settings, setup, data, space, candidates, room, ask)
+    session.stop.check()
     there = tuple(what_there_is(settings, data))
     return Plan(there, tuple(notes), candidates, epochs, phases, ways, room)
 
@@ -178,6 +186,7 @@ def _costed(
     space: Space,
     candidates: Sequence[Candidate],
     room: Room,
+    ask: AskTreatment,
 ) -> tuple[int, tuple[Phase, ...], tuple[Way, ...]]:
     """Return the epochs of a full trial, the phases, and how every cut is shared."""
     # Which is best is known when they are ranked: the search is planned with the first.
@@ -196,6 +205,7 @@ def _costed(
         train_images=len(setup.train),
         validation_images=len(setup.validation),
         room=room,
+        ask=ask,
     )
     space = prepare.hurried(prepare.of_backbones(space, ranked), budget)
     epochs = budget.whole_epochs(best.label)
@@ -223,7 +233,7 @@ def _costed(
     )
     few = settings.trials is not None and settings.trials < LIVE_MOST
     alone = few or settings.engine != "local" or best.precision.compiled
-    return epochs, phases, _ways(best.costs, setup, epochs, room, 1 if alone else LIVE_MOST)
+    return epochs, phases, _ways(budget, space, best, 1 if alone else LIVE_MOST)
 
 
 def _ranking(settings: Settings, setup: Setup, ranked: Sequence[Ranked]) -> float:
@@ -302,14 +312,24 @@ WHY: Mapping[str, str] = {
 }
 
 
-def _ways(
-    costs: Costs | None, setup: Setup, epochs: int, room: Room, together: int
-) -> tuple[Way, ...]:
+def _ways(budget: Budget, space: Space, best: Ranked, together: int) -> tuple[Way, ...]:
     """Return how each cut is shared, where so many trials could take their steps together."""
-    if costs is None:
+    names = [name for name, info in space.strategies.items() if info.trains_backbone]
+    if best.costs is None or not names:
         return ()
-    work = Work(len(setup.train), len(setup.validation), epochs, True, False)
-    return tuple(_way(costs, cut, work, room, together) for cut in range(1, len(costs.bytes) - 1))
+    usual = space.default({"backbone": best.label, "strategy": names[0]}, seed=0)
+
+    found = list[Way]()
+    depths = searched(read_signature(plugins.load("strategy", FREEZE)))["depth"]
+    assert isinstance(depths, Float)
+    for cut in range(1, best.num_stages):
+        depth = min(max(cut / best.num_stages, depths.low), depths.high)
+        freezes = Part(FREEZE, {"depth": depth})
+        config = replace(usual, backbone=Part(best.label), strategy=freezes)
+        if budget.frozen(config) == cut:  # of many stages some are between two depths
+            work = budget.work(usual.train, budget.full_epochs(config))
+            found.append(_way(budget.costs(config), cut, work, budget.room, together))
+    return tuple(found)
 
 
 def _way(costs: Costs, cut: int, work: Work, room: Room, together: int) -> Way:
@@ -325,10 +345,15 @@ def _way(costs: Costs, cut: int, work: Work, room: Room, together: int) -> Way:
         why = f"saves {1 - found[chosen.mode] / again:.0%} of {again:.0f} s{where}"
     elif not costs.bytes[cut]:
         why = "the network cannot be divided here"
+    elif work.mixed:
+        why = "images are mixed: what is made of each is not kept"
+    elif work.smaller:
+        why = "most epochs see smaller images: of two sizes nothing is kept"
     elif set(found) <= {"rerun", "live"}:
         why = f"{needed / 1e6:,.0f} MB fit neither memory nor disk"
     elif min(found.values()) >= 0.95 * again:
         why = "keeping would save less than 5 %"
     else:
         why = f"less than {LEAST_SHARE:.0%} of the work lies before it"
-    return Way(cut, share, needed, chosen.mode, chosen.views, found[chosen.mode], again, why)
+    seconds = found[chosen.mode]
+    return Way(cut, work.epochs, share, needed, chosen.mode, chosen.views, seconds, again, why)

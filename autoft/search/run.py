@@ -23,6 +23,7 @@ from autoft.search.director import Director
 from autoft.search.ending import end
 from autoft.search.engines import ray, tasks
 from autoft.search.engines.local import Seat, run_trials
+from autoft.search.engines.strategist import Strategist
 from autoft.search.engines.worker import Worker
 from autoft.search.events import Listener
 from autoft.search.folder import FORMAT, RESULT, RunFolder, claim, open_run
@@ -101,8 +102,10 @@ def _search(session: Session, first: Worker) -> None:
     described = replace(begun.described.space, fixed=fixed)
     space = prepare.narrowed(described, settings, setup, ranked, regime.imbalance, augments)
     budget = _budget(session, setup, data, ranked, call(tasks.room, device))
-    director = _director(session, space, budget, setup, data, regime, len(begun.devices))
-    _run_trials(session, director, setup, begun.devices, first)
+    with Strategist(session.stop, session.note) as strategist:
+        budget.ask = strategist.ask
+        director = _director(session, space, budget, setup, data, regime, len(begun.devices))
+        _run_trials(session, director, setup, begun.devices, first)
     end(session, director, first, setup, data, regime)
 
 

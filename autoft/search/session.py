@@ -42,6 +42,10 @@ class Session:
             self.folder.append_event(event)
         self.listen(event)
 
+    def note(self, text: str) -> None:
+        """Tell the user a sentence."""
+        self.emit("note", text=text)
+
     def left(self) -> float:
         """Return the seconds left of the run's time."""
         return self.settings.time - self.spent - (time.monotonic() - self.began)

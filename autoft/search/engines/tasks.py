@@ -8,12 +8,14 @@ from typing import Any
 
 from autoft.errors import AutoftError, MachineError, PluginError
 from autoft.network.sources import Source
+from autoft.network.strategy import Treatment
 from autoft.search.configs import Space, StrategyInfo
 from autoft.search.jobs import Finished, FinishJob
 from autoft.search.policy import KEPT
 from autoft.training.job import MAX_IMAGES, Outcome, Ranked, Report, Setup, TrialJob
 from autoft.training.measures import Measured, Sample
 from autoft.training.plan import Room
+from autoft.values import Part
 
 
 @dataclass(frozen=True)
@@ -155,6 +157,16 @@ def _strategy_info(name: str) -> StrategyInfo:
         _builtin("strategy", name),
         trains and bound.frozen_prefix() > 0,
     )
+
+
+def treatment(link: Link, strategy: Part, num_stages: int) -> Treatment:
+    """Say what a strategy leaves alone; nothing of one that is broken: its trial says so."""
+    from autoft.network.strategy import bind
+
+    try:
+        return bind(strategy, num_stages).treatment()
+    except Exception:  # noqa: BLE001 - plugins may raise anything at all
+        return Treatment()
 
 
 def _head_info(name: str) -> Any:
