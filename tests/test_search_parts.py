@@ -40,9 +40,11 @@ from autoft.training.job import (
     Ranked,
     Report,
     Setup,
+    Sharing,
     TrialJob,
 )
 from autoft.training.measures import Measured
+from autoft.training.noted import note_sharing
 from autoft.training.plan import Room
 from autoft.values import PROCEDURAL, Part, TrialConfig, TrialResult
 
@@ -242,13 +244,20 @@ def test_the_study_can_be_viewed_with_optuna(tmp_path) -> None:
 
 
 def make_director(
-    folder: RunFolder, *, trials=None, seconds=1000.0, speed=100.0, heads=("linear", "mlp")
+    folder: RunFolder,
+    *,
+    trials=None,
+    seconds=1000.0,
+    speed=100.0,
+    heads=("linear", "mlp"),
+    backbones=("a", "b"),
 ) -> Director:
     (folder.path / "trials").mkdir(exist_ok=True)
-    space = replace(make_space(), heads=dict.fromkeys(heads, ()))
+    space = replace(make_space(), heads=dict.fromkeys(heads, ()), backbones=backbones)
     ranked = [
-        Ranked("a", probe=0.9, images_per_second=speed, trained_per_second=speed),
-        Ranked("b", probe=0.85, images_per_second=speed, trained_per_second=speed),
+        Ranked(label, probe=probe, images_per_second=speed, trained_per_second=speed)
+        for label, probe in (("a", 0.9), ("b", 0.85))
+        if label in backbones
     ]
     regime = judge(np.arange(100) % 2, None, (), weights=True)
     events = []
@@ -353,12 +362,12 @@ def test_a_bad_trial_is_stopped_at_its_rung_and_a_good_one_is_not(tmp_path) -> N
 
 def test_early_only_trials_that_freeze_alike_are_compared() -> None:
     race = halving.Race()
-    race.note("tails", 20, (0.9,) * 20)
-    race.note("tails", 20, (0.8,) * 20)
-    assert not race.goes_on("tails", 20, 2, 0.5)
-    assert race.goes_on("full", 20, 2, 0.5)
-    assert race.goes_on("full", 20, 3, 0.0)  # no rung
-    assert not race.goes_on("full", 20, 6, 0.5)
+    race.note(0, "tails", 20, (0.9,) * 20)
+    race.note(1, "tails", 20, (0.8,) * 20)
+    assert not race.goes_on(2, "tails", 20, 2, 0.5)
+    assert race.goes_on(3, "full", 20, 2, 0.5)
+    assert race.goes_on(3, "full", 20, 3, 0.0)  # no rung
+    assert not race.goes_on(3, "full", 20, 6, 0.5)
 
 
 def test_a_trial_cut_off_comes_back_with_its_number_and_its_choices(tmp_path) -> None:
@@ -381,6 +390,78 @@ def test_a_trial_cut_off_comes_back_with_its_number_and_its_choices(tmp_path) ->
     assert (back.epochs, back.precision) == (second.epochs, second.precision)
     assert (other.number, other.head_start) == (tuned.number, {"head_lr": 0.01})
     assert again.next_jobs()[0].number == 1 + max([*done, second.number, tuned.number])
+
+
+def test_a_run_goes_on_whose_second_backbone_was_not_ranked_again(tmp_path) -> None:
+    folder = RunFolder(tmp_path)
+    director = make_director(folder)
+    tail = replace(next_tuning(director).config, backbone=Part("b"))
+    kept = TrialResult(90, tail, "done", (0.6,) * 4, 0.6, 1.0, 5.0, epochs=4)
+    folder.append_trial(kept)
+    folder.trial(90).mkdir(parents=True)
+    note_sharing(folder.trial(90), Sharing("disk", 1, 4), "")
+    again = make_director(folder, backbones=("a",))  # no time to rank b
+    assert kept in again.results
+    assert again.next_jobs()
+
+
+def test_a_trial_that_goes_on_has_passed_its_rungs_already(tmp_path) -> None:
+    folder = RunFolder(tmp_path)
+    director = make_director(folder)
+    director.budget.epochs = lambda *_: 102  # as many short ones count as six
+    for _ in range(2):
+        job = next_tuning(director)
+        checkpoint.start(folder.trial(job.number), job, pretrained=True)
+        for epoch in range(1, 35):
+            report = Report(job.number, epoch, 0.9, 1.0, 1.0, 1.0)
+            checkpoint.append_curve(folder.trial(job.number), report)
+    again = make_director(folder)
+    phase = again._phase(job.config)
+    assert not again._race.goes_on(99, phase, 102, 34, 0.1)
+    assert again._race.goes_on(job.number, phase, 102, 34, 0.95)  # it says it again
+    assert not again._race.goes_on(100, phase, 102, 34, 0.93)
+
+
+def test_what_is_only_for_an_unfinished_trial_goes_when_its_end_is_written(tmp_path) -> None:
+    folder = RunFolder(tmp_path)
+    director = make_director(folder)
+    (job,) = director.next_jobs()
+    checkpoint.start(folder.trial(job.number), job, pretrained=True)
+    state = folder.trial(job.number) / "last.safetensors"
+    state.write_bytes(b"its latest state")
+    finish(director, job)
+    assert not state.exists()
+    state.write_bytes(b"the process died before it dropped this")
+    make_director(folder)
+    assert not state.exists()
+
+
+def test_an_answer_that_is_none_of_todays_does_not_end_a_run(tmp_path) -> None:
+    folder = RunFolder(tmp_path)
+    director = make_director(folder)
+    job = next_tuning(director)
+    odd = replace(job, config=replace(job.config, train={**job.config.train, "augment": "gone"}))
+    checkpoint.start(folder.trial(job.number), odd, pretrained=True)
+    again = make_director(folder)
+    back = next(each for each in again.next_jobs() if each.number == job.number)
+    assert back.config == odd.config
+
+
+def test_a_trial_that_hangs_ends_with_what_it_had_reached(tmp_path) -> None:
+    folder = RunFolder(tmp_path)
+    director = make_director(folder)
+    job = next_tuning(director)
+    assert director.given_up(job.number, "it hung").status == "failed"
+    checkpoint.start(folder.trial(job.number), job, pretrained=True)
+    for epoch, score in ((1, 0.5), (2, 0.7)):
+        report = Report(job.number, epoch, score, 1.0, 1.0, 10.0 * epoch)
+        checkpoint.append_curve(folder.trial(job.number), report)
+    with (folder.trial(job.number) / "metrics.jsonl").open("a") as curve:
+        curve.write('{"number": 3, "ep')  # and the machine went down
+    assert director.given_up(job.number, "it hung").status == "failed"  # without weights
+    (folder.trial(job.number) / "scored.safetensors").write_bytes(b"weights")
+    found = director.given_up(job.number, "it hung")
+    assert (found.status, found.scores, found.seconds) == ("stopped", (0.5, 0.7), 20.0)
 
 
 def test_a_pack_cut_off_comes_back_and_after_a_death_one_by_one(tmp_path) -> None:

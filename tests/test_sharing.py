@@ -125,7 +125,7 @@ def test_epochs_take_the_views_in_turns(setup) -> None:
 
 
 @pytest.mark.parametrize("model", SMALL)
-@pytest.mark.parametrize("mode", ["disk", "ram"])
+@pytest.mark.parametrize("mode", ["disk", "ram", "device"])
 def test_kept_in_fp32_the_scores_are_those_of_running_again(
     setup, fixed, own_cache, tmp_path, model, mode
 ) -> None:
@@ -136,7 +136,7 @@ def test_kept_in_fp32_the_scores_are_those_of_running_again(
     assert kept[0].scores == again[0].scores
     assert kept[0].loss == pytest.approx(again[0].loss, rel=1e-4, abs=1e-5)
     assert furthest(kept[1], again[1]) < 1e-4
-    assert own_cache.exists() == (mode == "disk")
+    assert own_cache.exists() == (mode != "ram")
 
 
 @pytest.mark.parametrize("model", SMALL)
@@ -366,7 +366,7 @@ def test_what_cannot_be_kept_on_the_way_does_not_touch_the_trial(
     assert len(keys) == 1  # of one cut
 
 
-def test_a_trial_that_goes_on_keeps_its_views(setup, fixed, own_cache, tmp_path) -> None:
+def test_a_trial_that_goes_on_keeps_its_views(setup, fixed, own_cache, tmp_path, computed) -> None:
     how = Sharing("disk", bound_depth(setup, "test_resnet"), 2)
     whole = trained(setup, tmp_path / "a", job("test_resnet", how, epochs=4))
 
@@ -378,9 +378,69 @@ def test_a_trial_that_goes_on_keeps_its_views(setup, fixed, own_cache, tmp_path)
     cut_off = replace(setup, folder=tmp_path / "b")
     with pytest.raises(KeyboardInterrupt):
         train_trial(cut_off, job("test_resnet", how, epochs=4), crash_in_the_third)
+    computed.clear()
     goes_on = trained(setup, tmp_path / "b", job("test_resnet", None, epochs=4))
     assert goes_on[0].scores == whole[0].scores
     assert furthest(goes_on[1], whole[1]) == 0
+    assert not computed  # and finds what it has kept of them
+
+
+def test_large_activations_are_computed_in_small_chunks(
+    setup, fixed, own_cache, tmp_path, computed, monkeypatch
+) -> None:
+    how = Sharing("disk", bound_depth(setup, "test_resnet"), 1)
+    whole = trained(setup, tmp_path / "a", job("test_resnet", how))
+    assert max(computed) == len(setup.train)
+    shutil.rmtree(own_cache)
+    computed.clear()
+    monkeypatch.setattr(activations, "CHUNK_LEAST", 16)
+    monkeypatch.setattr(activations, "CHUNK_BYTES", 20 * 1000)
+    costs = Costs(*((1e-3,) * (how.cut + 1),) * 3, (1000,) * (how.cut + 1))
+    again = trained(setup, tmp_path / "b", replace(job("test_resnet", how), costs=costs))
+    assert max(computed) == 20
+    assert again[0].scores == whole[0].scores
+
+
+def test_a_view_that_is_not_made_in_time_stops_the_trial_with_what_it_has(
+    setup, fixed, own_cache, tmp_path, monkeypatch
+) -> None:
+    how = Sharing("disk", bound_depth(setup, "test_resnet"), 2)
+    work, plain, late = job("test_resnet", how, epochs=4), prefix.Shared._computed, []
+
+    def slow(self, rows, view):
+        for batch in plain(self, rows, view):
+            if view.number == 1 and not late:  # in the middle of the second view
+                late.append(work.deadline + activations.LATE + 1)
+                monkeypatch.setattr("autoft.training.activations.time.time", lambda: late[0])
+            yield batch
+
+    monkeypatch.setattr(prefix.Shared, "_computed", slow)
+    outcome = train_trial(replace(setup, folder=tmp_path / "a"), work, lambda _: True)
+    assert len(list(own_cache.rglob("about.json"))) == 2  # of one view, and of the others
+    assert (outcome.status, len(outcome.scores)) == ("stopped", 1)
+
+
+def test_a_device_without_room_leaves_the_frozen_stages_to_run_again(
+    setup, fixed, own_cache, tmp_path, monkeypatch
+) -> None:
+    how, notes = Sharing("device", bound_depth(setup, "test_resnet"), 1), []
+    plain, held = activations._Held, []
+
+    def full(rows, values):
+        held.append(len(rows))
+        if len(held) > 1:  # the first was computed, this one is brought to the device
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+        return plain(rows, values)
+
+    monkeypatch.setattr(activations, "_Held", full)
+    outcome = train_trial(
+        replace(setup, folder=tmp_path / "a"),
+        job("test_resnet", how),
+        lambda report: notes.append(report.note) or True,
+    )
+    assert outcome.status == "done"
+    assert "the device has no room" in notes[-1]
+    assert sharing_of(tmp_path / "a" / "trials" / "0000")["mode"] == "rerun"
 
 
 @pytest.mark.parametrize(
@@ -445,6 +505,10 @@ DAMAGE = {
     "flipped": lambda folder: [flip(path) for path in files(folder)],
     "truncated": lambda folder: [
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]) for path in files(folder)
+    ],
+    "of another version": lambda folder: [
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"version": 0}))
+        for path in folder.rglob("about.json")
     ],
 }
 

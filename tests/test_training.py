@@ -147,7 +147,17 @@ def test_a_trial_cut_off_goes_on_and_ends_with_the_same_numbers(setup, tmp_path)
     assert seen == [3]
     assert resumed.scores == whole.scores
     assert resumed.loss == whole.loss
-    assert not (tmp_path / "trials/0002/last.safetensors").exists()
+    # Nobody has written how it ended: it goes on from there, and has nothing left to do.
+    again = train_trial(setup, job(number=2, epochs=3), lambda _: pytest.fail("an epoch more"))
+    assert (again.status, again.scores, again.loss) == ("done", whole.scores, whole.loss)
+
+
+def test_another_trial_in_the_place_of_one_begins_anew(setup, tmp_path) -> None:
+    train_trial(setup, job(number=2, epochs=1), go_on)
+    assert (tmp_path / "trials/0002/last.safetensors").exists()
+    seen = []
+    train_trial(setup, job(number=2, epochs=2), lambda r: seen.append(r.epoch) or True)
+    assert seen == [1, 2]
 
 
 def test_a_trial_with_random_mixtures_goes_on_with_the_same_numbers(setup) -> None:

@@ -73,10 +73,10 @@ def check_frozen(setup: Setup, work: TrialJob, original) -> None:
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("model", SMALL)
 def test_what_a_strategy_freezes_is_bit_equal_after_an_epoch(
-    small_setup, fixed, model, strategy
+    small_setup, fixed, tmp_path, model, strategy
 ) -> None:
     original = fixed(small_setup.sources[model], image_size=64)
-    check_frozen(small_setup, job(model, strategy), original)
+    check_frozen(replace(small_setup, folder=tmp_path), job(model, strategy), original)
 
 
 @pytest.mark.shared

@@ -15,11 +15,12 @@ from autoft.search import halving, policy
 from autoft.search.budget import NOMINAL_BATCH, Budget
 from autoft.search.configs import Space
 from autoft.search.finals import Finals
-from autoft.search.folder import RunFolder
+from autoft.search.folder import RunFolder, stopped
 from autoft.search.proposer import Proposer
 from autoft.search.study import Study
 from autoft.selection.winner import usable
 from autoft.training.job import Outcome, Report, TrialJob
+from autoft.training.noted import drop_state
 from autoft.values import TrialConfig, TrialResult, Value
 
 SAME_FAILURES = 3  # in a row end a search: the next would fail as well
@@ -74,14 +75,10 @@ class Director:
         self.budget.first = not self.results
         self._race.unit = halving.unit_of(self.budget.train_images // NOMINAL_BATCH)
         for result in self.results:
-            self.study.tell(result)
-            self._proposer.note(result.config)
-            if self.space.trains_backbone(result.config):
-                epochs = len(result.scores) if result.status == "done" else result.epochs
-                self._race.note(self._phase(result.config), epochs, result.scores)
-                self.budget.plan(result.config, result.epochs)
-                self._note_kept(result)
+            self._learn_anew(result)
         finished = {result.number for result in known}
+        for number in finished:
+            drop_state(self.folder.trial(number))
         self._with_weights = set(finished)
         started = sorted(int(p.name) for p in (self.folder.path / "trials").iterdir())
         for number in started:
@@ -93,6 +90,16 @@ class Director:
         self._proposer.number = max([*finished, *started], default=-1) + 1
         self._proposer.first = deque(self.first)
         self.finals.reserve(usable(self.results), self.baseline())
+
+    def _learn_anew(self, result: TrialResult) -> None:
+        """Have all who learn from trials learn of one of an earlier command."""
+        self.study.tell(result)
+        self._proposer.note(result.config)
+        if self.space.trains_backbone(result.config):
+            epochs = len(result.scores) if result.status == "done" else result.epochs
+            self._race.note(result.number, self._phase(result.config), epochs, result.scores)
+            self.budget.plan(result.config, result.epochs)
+            self._note_kept(result)
 
     def _take_up(self, job: TrialJob) -> None:
         """Let a trial that was cut off be the next, where all its parts are still there."""
@@ -106,6 +113,11 @@ class Director:
             self.emit("note", text=f"Trial {number} was cut off and needs what is gone: left out.")
             return
         self._unfinished.append(job)
+        if self.space.trains_backbone(config):  # the rungs that it has passed are passed
+            reports = [report for _, report in sorted(self.folder.reports(number).items())]
+            epochs = (reports[-1].epochs if reports else 0) or job.epochs
+            scores = [report.score for report in reports]
+            self._race.note(number, self._phase(config), epochs, scores)
 
     def next_jobs(self) -> tuple[TrialJob, ...]:
         """Return the next trials, to be trained together; none where nothing more fits.
@@ -175,7 +187,7 @@ class Director:
             self._unfinished.remove(job)
             self._running[job.number] = job
             why = "its worker died, and no time was left to try it by itself"
-            self.on_outcome(Outcome(job.number, "failed", error=why))
+            self.on_outcome(self.given_up(job.number, why))
 
     def _room(self) -> int:
         """Return how many trials may start now."""
@@ -221,7 +233,7 @@ class Director:
         if job.of is not None or not self.space.trains_backbone(job.config):
             return True
         phase = self._phase(job.config)
-        keeps = self._race.goes_on(phase, epochs, report.epoch, report.score)
+        keeps = self._race.goes_on(job.number, phase, epochs, report.epoch, report.score)
         return keeps or self._is_first(job)
 
     def _is_first(self, job: TrialJob) -> bool:
@@ -235,6 +247,7 @@ class Director:
         job = self._running.pop(outcome.number)
         result = _result_of(job, outcome)
         self.folder.append_trial(result)
+        drop_state(self.folder.trial(result.number))
         self._with_weights.add(result.number)
         if result.of is not None:
             first = next(each for each in self.results if each.number == result.of)
@@ -259,9 +272,18 @@ class Director:
         self._drop_weights(ordered)
         self.finals.reserve(ordered, self.baseline())
 
+    def given_up(self, number: int, why: str) -> Outcome:
+        """Return how a trial ended that was given up: what is scored and kept of it stays."""
+        reports = self.folder.reports(number)
+        if not (reports and self.folder.has_weights(number)):
+            return Outcome(number, "failed", error=why)
+        self.emit("note", text=f"Trial {number}: {why}. It ends with what it had reached by then.")
+        return stopped(number, reports)
+
     def _note_kept(self, result: TrialResult) -> None:
-        """Have the budget know what later trials will find kept."""
-        if views := self.folder.views_kept(result.number):
+        """Have the budget know what later trials will find kept, of a backbone of today."""
+        here = result.config.backbone.name in self.budget.ranked
+        if here and (views := self.folder.views_kept(result.number)):
             self.budget.note_kept(result.config, min(views, len(result.scores)))
 
     def _tell_fewer(self, result: TrialResult) -> None:

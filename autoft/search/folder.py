@@ -10,7 +10,7 @@ import json
 import os
 import socket
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from autoft.data.cache.files import write_bytes_atomic, write_json_atomic
 from autoft.errors import MachineError, UsageError
 from autoft.search.events import Event
 from autoft.search.settings import Settings
-from autoft.training.job import Precision, TrialJob
+from autoft.training.job import Outcome, Precision, Report, TrialJob
 from autoft.training.noted import noted_sharing
 from autoft.values import TrialConfig, TrialResult
 
@@ -58,6 +58,23 @@ class RunFolder:
         """Return how many views of each image a trial was to keep in the cache; 0 if none."""
         noted = noted_sharing(self.trial(number))
         return noted.views if noted is not None and noted.mode in ("disk", "device") else 0
+
+    def reports(self, number: int) -> dict[int, Report]:
+        """Return by epoch what a trial wrote after it, also before the search was resumed.
+
+        A curve is no truth: a line that a crash of the machine has spoilt is left out.
+        """
+        found: dict[int, Report] = {}
+        path = self.trial(number) / "metrics.jsonl"
+        for line in path.read_bytes().splitlines() if path.exists() else ():
+            with suppress(ValueError, TypeError):
+                report = Report(**json.loads(line))
+                found[report.epoch] = report
+        return found
+
+    def has_weights(self, number: int) -> bool:
+        """Tell whether the weights are kept that the latest score of a trial belongs to."""
+        return (self.trial(number) / "scored.safetensors").exists()
 
     def write_json(self, name: str, data: Mapping[str, Any]) -> None:
         """Write a JSON file of the folder, whole or not at all."""
@@ -112,6 +129,13 @@ class RunFolder:
     def events(self) -> list[dict[str, Any]]:
         """Return all events of the run, over all its commands."""
         return read_lines(self.path / "events.jsonl")
+
+
+def stopped(number: int, reports: Mapping[int, Report]) -> Outcome:
+    """Return how a trial ended that goes no further than these reports, by epoch."""
+    told = [report for _, report in sorted(reports.items())]
+    scores, last = tuple(each.score for each in told), told[-1]
+    return Outcome(number, "stopped", scores, last.score, last.loss, last.seconds)
 
 
 _whole: set[Path] = set()

@@ -64,23 +64,23 @@ class Race:
     """
 
     unit: int = 1
-    _reached: dict[tuple[int, str], list[float]] = field(default_factory=dict)
+    _reached: dict[tuple[int, str], dict[int, float]] = field(default_factory=dict)
 
-    def goes_on(self, phase: str, epochs: int, epoch: int, score: float) -> bool:
-        """Note a score at `epoch` of `epochs`; tell whether the trial goes on."""
+    def goes_on(self, number: int, phase: str, epochs: int, epoch: int, score: float) -> bool:
+        """Note the score of a trial at `epoch` of `epochs`; tell whether it goes on."""
         if epoch not in rungs(epochs, self.unit):
             return True
-        others = self._at(phase, epochs, epoch)
-        keeps = goes_on(score, others, reduction(epochs, self.unit))
-        others.append(score)
-        return keeps
+        reached = self._at(phase, epochs, epoch)
+        others = [other for trial, other in reached.items() if trial != number]
+        reached[number] = score  # again, of one that goes on after a crash
+        return goes_on(score, others, reduction(epochs, self.unit))
 
-    def note(self, phase: str, epochs: int, scores: Sequence[float]) -> None:
+    def note(self, number: int, phase: str, epochs: int, scores: Sequence[float]) -> None:
         """Take in the curve of a trial of an earlier command."""
         for mark in rungs(epochs, self.unit):
             if len(scores) >= mark:
-                self._at(phase, epochs, mark).append(scores[mark - 1])
+                self._at(phase, epochs, mark)[number] = scores[mark - 1]
 
-    def _at(self, phase: str, epochs: int, epoch: int) -> list[float]:
+    def _at(self, phase: str, epochs: int, epoch: int) -> dict[int, float]:
         alike = phase if races_alike(epoch, epochs) else ""
-        return self._reached.setdefault((epoch, alike), [])
+        return self._reached.setdefault((epoch, alike), {})

@@ -62,8 +62,12 @@ class Study:
         return self._space.configure(lambda name, range_, _: _suggest(trial, name, range_), seed)
 
     def expect(self, number: int, config: TrialConfig) -> None:
-        """Learn that trial `number` runs with a configuration from elsewhere."""
-        self._study.enqueue_trial(config.answers())
+        """Learn that trial `number` runs with a configuration from elsewhere.
+
+        Answers outside today's space are left out.
+        """
+        held, _ = _held(self._space, config)
+        self._study.enqueue_trial(held)
         self._study.sampler = self._sampler(number)
         trial = self._study.ask()
         self._asked[number] = trial
@@ -144,17 +148,7 @@ def _frozen(space: Space, result: TrialResult) -> optuna.trial.FrozenTrial:
     import optuna
     from optuna.trial import TrialState
 
-    answers = result.config.answers()
-    found: dict[str, BaseDistribution] = {}
-
-    def note(name: str, range_: Range, default: Value) -> Value:
-        answer = answers.get(name, default)
-        if name in answers and range_.holds(answer):
-            found[name] = _distribution(range_)
-            return answer
-        return default
-
-    space.configure(note, result.config.seed)
+    held, distributions = _held(space, result.config)
     done = result.status == "done" and result.score is not None
     state = TrialState.COMPLETE if done else TrialState.PRUNED
     if result.status == "failed" or not result.scores:
@@ -162,11 +156,30 @@ def _frozen(space: Space, result: TrialResult) -> optuna.trial.FrozenTrial:
     return optuna.trial.create_trial(
         state=state,
         value=result.score if done else None,
-        params={name: answers[name] for name in found},
-        distributions=found,
+        params=held,
+        distributions=distributions,
         intermediate_values=dict(enumerate(result.scores, start=1)),
         user_attrs={"number": result.number, "status": result.status},
     )
+
+
+def _held(
+    space: Space, config: TrialConfig
+) -> tuple[dict[str, Value], dict[str, BaseDistribution]]:
+    """Return the answers of `config` that today's space holds, and their ranges for Optuna."""
+    answers = config.answers()
+    held: dict[str, Value] = {}
+    distributions: dict[str, BaseDistribution] = {}
+
+    def note(name: str, range_: Range, default: Value) -> Value:
+        answer = answers.get(name, default)
+        if name in answers and range_.holds(answer):
+            held[name], distributions[name] = answer, _distribution(range_)
+            return answer
+        return default
+
+    space.configure(note, config.seed)
+    return held, distributions
 
 
 def write_view(path: Path, space: Space, results: Sequence[TrialResult], name: str) -> None:

@@ -6,6 +6,7 @@ cache; where there is no room it stays in memory. What is damaged is computed ag
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
@@ -20,6 +21,7 @@ from torch import Tensor
 from autoft.errors import MachineError
 from autoft.training import plan
 from autoft.training.job import Mode, Rows
+from autoft.training.memory import is_out_of_memory
 from autoft.training.rowstore import (
     HALF_MOST,
     Damaged,
@@ -36,7 +38,10 @@ from autoft.training.rowstore import (
 )
 
 KIND = "activations"
-CHUNK = 2048  # images that are computed and written at once
+CHUNK = 2048  # images that are computed and written at once, at the most ...
+CHUNK_BYTES = 512_000_000  # ... and what they give: while it is written it is in memory thrice
+CHUNK_LEAST = 64  # images
+LATE = 10.0  # seconds by which what was begun in time may end late, so that a score is not lost
 SPARED = 0.5  # of the free memory is left alone
 OPEN = 2  # views are open on disk at once: the one that trains and the images held out
 
@@ -82,8 +87,10 @@ class Activations:
     each earlier cut that `others` are the keys of: what crosses there is kept by the way. It may
     be called from another thread. `key` names what it yields for a view and a number format. With
     `exact` numbers stay fp32. Nothing more is computed after the time `until` (seconds since
-    1970).
+    1970). `row_bytes` are those of an image in fp16, where they are known.
     """
+
+    row_bytes = 0
 
     def __init__(
         self,
@@ -159,26 +166,40 @@ class Activations:
         """Compute what of `rows` is missing; return what is to be held, or is not on disk."""
         missing = _missing(rows, self._reader(view))
         fresh, written = list[_Held](), self._mode != "ram"
-        for chunk in _cut_up(missing):
+        for chunk in _cut_up(missing, self._chunk()):
             if time.time() > self._until:
                 raise OutOfTime
-            values = self._computed(chunk, view, keys=self._keys(view))
+            until = self._until + LATE
+            values = self._computed(chunk, view, keys=self._keys(view), until=until)
             written = written and self._write(chunk, values, view)
             if not written or self._mode != "disk":
                 self._check_memory(values.nbytes)
                 fresh.append(_Held(chunk, torch.from_numpy(values)))
         return fresh
 
+    def _chunk(self) -> int:
+        """Return how many images are computed at once, so that the memory holds what they give."""
+        size = max(1, self.row_bytes) * (2 if self.exact else 1)
+        return max(CHUNK_LEAST, min(CHUNK, CHUNK_BYTES // size))
+
     def _keys(self, view: View) -> list[str]:
         """Return the keys of what crosses other cuts; where one needs fp32 others may, too."""
         return [] if self.exact else [key(view, "float16") for key in self._others]
 
-    def _computed(self, rows: Rows, view: View, *, keys: Sequence[str] = ()) -> Values:
-        """Compute `rows` as they are kept; what crosses other cuts is kept under `keys`."""
+    def _computed(
+        self, rows: Rows, view: View, *, keys: Sequence[str] = (), until: float = math.inf
+    ) -> Values:
+        """Compute `rows` as they are kept; what crosses other cuts is kept under `keys`.
+
+        Raises:
+            OutOfTime: it was not done by the time `until`.
+        """
         own, largest = list[Values](), 0.0
         with ExitStack() as stack:
             asides = [_Aside(stack, key, rows) for key in keys]
             for values, others in self._compute(rows, view):
+                if time.time() > until:
+                    raise OutOfTime
                 largest = max(largest, largest_of(values))
                 if not self.exact and largest > HALF_MOST:
                     raise _TooLarge
@@ -243,10 +264,11 @@ class Activations:
         rest = np.setdiff1d(rows, np.concatenate([rows[:0], *(each.rows for each in fresh)]))
         gone = _missing(rest, reader)  # it was evicted or damaged since
         parts: list[tuple[Rows, Read]] = [(each.rows, each.read) for each in fresh]
-        parts += [(part, partial(self._again, view=view)) for part in _cut_up(gone)]
+        parts += [(p, partial(self._again, view=view)) for p in _cut_up(gone, self._chunk())]
         if reader:
             read = self._read_with(reader, view)
-            parts += [(part, read) for part in _cut_up(np.setdiff1d(rest, gone))]
+            there = np.setdiff1d(rest, gone)
+            parts += [(part, read) for part in _cut_up(there, self._chunk())]
         whole = None
         for chunk, read_part in parts:
             values = read_part(chunk)
@@ -256,7 +278,12 @@ class Activations:
             whole[torch.from_numpy(np.searchsorted(rows, chunk))] = values
         assert whole is not None  # a part has images
         device = self._device if self._mode == "device" else torch.device("cpu")
-        return _Held(rows, whole.to(device))
+        try:
+            return _Held(rows, whole.to(device))
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            raise NoPlace("the device has no room for it") from error
 
 
 class _Aside:
@@ -289,8 +316,8 @@ class _Aside:
                 self._writer.publish()
 
 
-def _cut_up(rows: Rows) -> list[Rows]:
-    return [rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK)]
+def _cut_up(rows: Rows, most: int) -> list[Rows]:
+    return [rows[start : start + most] for start in range(0, len(rows), most)]
 
 
 class _TooLarge(Exception):

@@ -27,9 +27,10 @@ from autoft.data.cache.files import (
 )
 from autoft.network.adapters import merged_state
 from autoft.training.job import Outcome, Report, TrialJob
+from autoft.training.noted import LAST, drop_state
 from autoft.training.optim import restore
 
-CONFIG, SCORED, LAST = "config.json", "scored.safetensors", "last.safetensors"
+CONFIG, SCORED = "config.json", "scored.safetensors"
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,10 @@ class State:
 
 
 def start(folder: Path, job: TrialJob, *, pretrained: bool) -> None:
-    """Write `config.json`, before the trial begins: what it is, and from which kind of weights."""
+    """Write `config.json`, before the trial begins: what it is, and from which kind of weights.
+
+    The state that another trial has left here is dropped.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     config = {
         "number": job.number,
@@ -59,10 +63,20 @@ def start(folder: Path, job: TrialJob, *, pretrained: bool) -> None:
         "fold": job.fold,
         "of": job.of,
     }
+    if _begun(folder) != json.loads(json.dumps(config)):
+        drop_state(folder)
     # Without weights, a trial whose configuration a crash of the machine takes just begins anew.
     write_json_atomic(folder / CONFIG, config, synced=_has_weights(folder))
     if not (folder / LAST).exists():  # it begins anew: so does its curve
         (folder / "metrics.jsonl").unlink(missing_ok=True)
+
+
+def _begun(folder: Path) -> object:
+    """Return what `start` wrote of the trial that was here; None if there was none."""
+    try:
+        return json.loads((folder / CONFIG).read_bytes())
+    except (OSError, ValueError):
+        return None
 
 
 def append_curve(folder: Path, report: Report) -> None:
@@ -141,12 +155,11 @@ def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def finish(folder: Path, outcome: Outcome) -> None:
-    """Write `done.json`, last of all, and drop the state that only an unfinished trial needs.
+    """Write `done.json`, last of all.
 
     It need not outlive a crash of the machine: the controlling process writes how trials end, and
-    that is what is read.
+    that is what is read. The latest state stays until then, see `noted.drop_state`.
     """
-    (folder / LAST).unlink(missing_ok=True)
     write_json_atomic(folder / "done.json", asdict(outcome), synced=False)
 
 

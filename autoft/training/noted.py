@@ -1,4 +1,4 @@
-"""What a trial notes of how it comes by what its frozen stages give; read without torch, too."""
+"""What of a trial's folder is of concern without torch: how it shares, and that it is done."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from autoft.data.cache.files import write_json_atomic
 from autoft.training.job import Sharing
 
 SHARING = "sharing.json"  # in the folder of the trial
+LAST = "last.safetensors"  # its latest state
 
 
 def note_sharing(folder: Path, sharing: Sharing, why: str) -> None:
@@ -24,3 +25,8 @@ def noted_sharing(folder: Path) -> Sharing | None:
         return Sharing(**{name: known[name] for name in asdict(Sharing())})
     except (OSError, ValueError, LookupError, TypeError):
         return None
+
+
+def drop_state(folder: Path) -> None:
+    """Drop the latest state, once it is written how the trial ended: until then it may go on."""
+    (folder / LAST).unlink(missing_ok=True)

@@ -40,6 +40,7 @@ class Shared:
         """
         self._sharing = sharing
         self._trial = trial
+        trial.backbone_as_built()  # by which what is kept is found: asked before it is trained
         self.divided = _divided(trial, sharing.cut, on_the_way)
         self._kept = Activations(
             self._computed,
@@ -50,6 +51,8 @@ class Shared:
             until=trial.job.deadline,
             others=[partial(key_of, trial, each) for each in self.divided.on_the_way],
         )
+        if trial.job.costs:
+            self._kept.row_bytes = trial.job.costs.bytes[sharing.cut]
 
     @property
     def sharing(self) -> Sharing:

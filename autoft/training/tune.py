@@ -133,7 +133,8 @@ def begin(
         tuning.average = Average(network, steps)
         if averaged:
             tuning.average.load(averaged)
-    trial.apply_rates(trial.state.epoch / trial.epochs)
+    if trial.state.epoch < trial.epochs:  # strategies know of no moment after the last
+        trial.apply_rates(trial.state.epoch / trial.epochs)
     return tuning
 
 

@@ -77,11 +77,17 @@ def claim(entry: Path) -> Iterator[bool]:
 
 def use_of(entry: Path) -> tuple[float, bool]:
     """Return when `entry` was last used, and whether a living process holds it."""
+    marker = marker_of(entry)
     try:
-        descriptor = os.open(marker_of(entry), os.O_RDWR | os.O_CLOEXEC)
+        descriptor = os.open(marker, os.O_RDWR | os.O_CLOEXEC)
     except OSError:
         return changed(entry), False
     try:
+        with _holding:
+            own = _held.get(str(marker))
+            held_here = own is not None and _names(marker, own)
+        if held_here:
+            return os.fstat(descriptor).st_mtime, True
         free = _is_free(descriptor)
         if not free:  # or another process asks the same at this moment, by the same lock
             time.sleep(_MOMENT)

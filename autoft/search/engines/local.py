@@ -44,8 +44,8 @@ class Desk:
 def run_trials(director: Director, setup: Setup, seats: Sequence[Seat]) -> None:
     """Run the director's trials until it has no more, or was told to stop.
 
-    A trial whose worker died is tried once more, and by itself. A worker that dies again, and a
-    trial that hangs, cost that trial and no more.
+    A trial whose worker died is tried once more, and by itself. A worker that dies again costs
+    that trial and no more. One that hangs ends with what it had reached.
     """
     desk = Desk(director, setup)
     while not director.cancelled:
@@ -79,7 +79,8 @@ def _look(desk: Desk, seat: Seat) -> None:
         message = seat.worker.receive(0.0) if seat.jobs is jobs else None
     if seat.jobs is jobs and time.time() > max(job.deadline for job in jobs) + GRACE:
         seat.worker.restart()
-        _fail(desk, seat, "it hung past its deadline")
+        why = "it hung past its deadline"
+        _end(desk, seat, [desk.director.given_up(job.number, why) for job in jobs])
 
 
 def _handle(desk: Desk, seat: Seat, message: Message) -> None:

@@ -24,7 +24,7 @@ from autoft.search.engines import tasks
 from autoft.search.engines.cluster import cluster, resources_of
 from autoft.search.engines.local import GRACE
 from autoft.search.engines.tasks import Link
-from autoft.search.folder import read_lines
+from autoft.search.folder import stopped
 from autoft.training.job import Outcome, Report, Setup, TrialJob
 
 RETRIES = 1  # of a trial whose actor or node died; it goes on from its last epoch
@@ -101,17 +101,12 @@ class Bridge:
             reason = "it hung past its deadline" if trial_id in self.placed else no_room
             with self._holding():
                 for job in jobs:
-                    self.director.on_outcome(Outcome(job.number, "failed", error=reason))
+                    self.director.on_outcome(self.director.given_up(job.number, reason))
         return True
 
     def _stopped(self, number: int) -> Outcome:
         """Return the outcome; the folder also knows epochs from before the search was resumed."""
-        folder = self.director.folder.trial(number)
-        reports = {line["epoch"]: Report(**line) for line in read_lines(folder / "metrics.jsonl")}
-        told = [report for _, report in sorted((reports | self.reports[number]).items())]
-        (folder / "last.safetensors").unlink(missing_ok=True)  # it will not be gone on with
-        scores, last = tuple(each.score for each in told), told[-1]
-        return Outcome(number, "stopped", scores, last.score, last.loss, last.seconds)
+        return stopped(number, self.director.folder.reports(number) | self.reports[number])
 
     @contextmanager
     def _holding(self) -> Iterator[None]:

@@ -124,8 +124,11 @@ def _serve(pipe: Connection[Any, Any], parent: int) -> None:
             pipe.send(Message("progress", (text, done, total)))
 
     def report(state: Report) -> bool:
-        pipe.send(Message("report", state))
-        return bool(pipe.recv())
+        try:
+            pipe.send(Message("report", state))
+            return bool(pipe.recv())
+        except (EOFError, OSError):  # nobody is there: no trial is to be given up for that
+            os._exit(1)
 
     while True:
         try:
