@@ -1,12 +1,13 @@
-"""What `autoft plan` says of a search, and what its trials were expected to take and took.
+"""What `autoft plan` says of a search, and what its phases and its trials took.
 
     python benchmarks/quality/predicted.py --runs DIR --data DIR --weights DIR --page FILE
 
 `--runs` holds run folders that `search_quality.py --runs` kept. For each the plan of the same
-search is made, and every trial that trained its backbone is told beside what was expected of it
-by then: by the costs measured before the search and by what earlier trials taught. Trials that
-the end of the time cut off within an epoch are left out, as nobody knows what they would have
-taken.
+search is made, and told beside what each phase of the search took. Those searches began with an
+empty cache: they timed their backbones, which a plan has done for the search after it. Every trial
+that trained its backbone is told beside what was expected of it by then: by the costs measured
+before the search and by what earlier trials taught. Trials that the end of the time cut off
+within an epoch are left out, as nobody knows what they would have taken.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -27,6 +28,7 @@ from lines import Row, rows_of
 from page import write_between
 
 HEADS = "head_only"
+TRIALS = "trials"  # heads, tails, full ones and further ones
 WITHIN = 0.25  # of what it took
 
 
@@ -59,17 +61,50 @@ def main() -> None:
         dataset = Path(known["settings"]["dataset"]).name
         trials = list(trials_of(run))
         every += trials
-        plan = planned(asked.data / dataset, asked.weights)
-        parts.append(f"## {dataset}\n\n```text\n{plan}\n```\n\n{table(trials)}")
+        words = ["--dataset", str(asked.data / dataset), "--weights", str(asked.weights)]
+        plan, text = planned(words, asked)
+        phases = phases_table(plan["phases"], phases_of(run))
+        parts.append(f"## {dataset}\n\n```text\n{text}\n```\n\n{phases}\n\n{table(trials)}")
     write_between(asked.page, "plans", "\n\n".join([summary(every), *parts]))
 
 
-def planned(dataset: Path, weights: Path) -> str:
-    """Return what `autoft plan` says of ten minutes on `dataset`."""
-    words = ["--dataset", str(dataset), "--weights", str(weights), "--time", "10m", "--offline"]
-    command = [sys.executable, "-m", "autoft", "plan", *words, "--metric", "accuracy"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return done.stdout.strip().replace(f"{dataset.parent}/", "").replace(str(weights), "weights")
+def planned(words: Sequence[str], asked: argparse.Namespace) -> tuple[Row, str]:
+    """Return what `autoft plan` says of ten minutes, as data and as a user reads it."""
+    command = [sys.executable, "-m", "autoft", "plan", *words, "--time", "10m", "--offline"]
+    command += ["--metric", "accuracy"]
+    said = [
+        subprocess.run([*command, *more], capture_output=True, text=True, check=True).stdout
+        for more in ([], ["--json"])  # the second finds the speeds that the first measured
+    ]
+    text = said[0].strip().replace(f"{asked.data}/", "").replace(str(asked.weights), "weights")
+    plan: Row = json.loads(said[1])
+    return plan, text
+
+
+def phases_of(run: Path) -> dict[str, float]:
+    """Return the seconds that each phase took in a run; all trials but those of finals are one."""
+    began, ends = dict[str, float](), 0.0
+    for event in rows_of(run / "events.jsonl"):
+        ends = event["at"]
+        if event["kind"] == "phase":
+            began.setdefault(event["name"], ends)
+    finals = began.get("finals", began["finish"])
+    return {
+        "rank": began["profile"] - began["rank"],
+        "regime": began["search"] - began["profile"],
+        TRIALS: finals - began["search"],
+        "finals": began["finish"] - finals,
+        "finish": ends - began["finish"],
+    }
+
+
+def phases_table(plan: Sequence[Row], took: Mapping[str, float]) -> str:
+    """Return a Markdown table of what was planned for each phase and what it took."""
+    planned = dict.fromkeys(took, 0.0)
+    for each in plan:
+        planned[each["name"] if each["name"] in took else TRIALS] += each["seconds"]
+    rows = [f"| {name} | {planned[name]:.0f} | {took[name]:.0f} |" for name in took]
+    return "\n".join(["| Phase | Planned, s | Took, s |", "|---|---|---|", *rows])
 
 
 def trials_of(run: Path) -> Iterator[Trial]:

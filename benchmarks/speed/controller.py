@@ -17,11 +17,10 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 from goals import Line, read_lines, table, where, write_results
 from sharing_heads import HEADS
@@ -148,16 +147,19 @@ def against(head: float, tail: float, trained: Sequence[Line]) -> Iterator[Line]
     `head` and `tail` are its seconds for a head in a pack, and for what trains a backbone.
     """
     heads, tails = HEADS * head, 100 * head + 11 * tail  # the trials of P1, of P8
-    parts: dict[str, tuple[float, Callable[[dict[str, Any]], list[float]], float, float]] = {
-        "P1": (heads, lambda detail: detail["cold"]["processor"], 15, 5),
-        "P8": (tails, lambda detail: detail["shared"]["processor"], 5, 1),
-    }
+    parts = {"P1": (heads, "cold", 15, 5), "P8": (tails, "shared", 5, 1)}
     for line in trained:
         if line.goal in parts:
             asked, of, must, stretch = parts[line.goal]
-            worked = median(of(line.detail))
+            worked = median(line.detail[of]["processor"])
             share = 100 * asked / (asked + worked)
             what = f"share of {line.goal}: {asked:.2f} s of {asked + worked:.1f} s"
+            if "profile" in line.detail:
+                profile = median(line.detail["profile"]["processor"])
+                what = (
+                    f"{what} ({line.what.partition(':')[0]}); measuring what the planner goes by, "
+                    f"once a day for a network, {profile:.1f} s of these"
+                )
             yield Line("P13", what, share, must, stretch, "%", less=True)
 
 

@@ -88,7 +88,7 @@ def generated(folder: Path, threads: int) -> Setup:
     )
 
 
-def head_jobs(count: int) -> list[TrialJob]:
+def head_jobs(count: int, model: str = MODEL) -> list[TrialJob]:
     """Return trials that train heads alone, each with a rate and a decay of its own."""
     shares = [index / max(count - 1, 1) for index in range(count)]
     recipes = [
@@ -99,7 +99,7 @@ def head_jobs(count: int) -> list[TrialJob]:
         for share in shares
     ]
     configs = [
-        TrialConfig(Part(MODEL), Part("head_only"), Part("linear"), recipe, seed=0)
+        TrialConfig(Part(model), Part("head_only"), Part("linear"), recipe, seed=0)
         for recipe in recipes
     ]
     return [job_of(number, config, 1) for number, config in enumerate(configs)]

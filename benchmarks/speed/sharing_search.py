@@ -25,81 +25,80 @@ from generated import (
 )
 from goals import Line, Spent, spending
 
-from autoft.network.build import build
-from autoft.network.strategy import bind
 from autoft.training.job import Report, Setup
 from autoft.values import Part, TrialConfig
 
 EPOCHS = 10  # of every trial
-
-
-def search(setup: Setup, rounds: int) -> Iterator[Line]:
-    """Train 100 heads, 10 tails as halving leaves them and 1 full fine-tune, of 10 epochs."""
-    shared, full = Spent(), Spent()
-    depth = 0.75
-    plain_head, plain_tail = Spent(), Spent()
-    with steps_of_heads(EPOCHS * IMAGES // BATCH):
-        for _ in range(min(rounds, 3) + 1):
-            forget()
-            new_run(setup)
-            with spending(shared):
-                _mixed_search(setup, depth)
-            with (
-                plain_loop(setup, MODEL, frozen=None) as (backbone, head, optimizer),
-                spending(plain_head),
-            ):
-                head_epoch(backbone, head, optimizer, setup, FORMAT, BATCH)
-            cut_at = _frozen(setup, depth)
-            with (
-                plain_loop(setup, MODEL, frozen=cut_at) as (backbone, head, optimizer),
-                spending(plain_tail),
-            ):
-                tail_epoch(backbone, head, optimizer, setup, FORMAT, 32, 0)
-            with (
-                plain_loop(setup, MODEL, frozen=0) as (backbone, head, optimizer),
-                spending(full),
-            ):
-                tail_epoch(backbone, head, optimizer, setup, FORMAT, 32, 0)
-    epochs_of_tails = sum(TAIL_EPOCHS)
-    sides = {
-        "heads": 100 * EPOCHS * median(plain_head.processor),
-        "tails": epochs_of_tails * median(plain_tail.processor),
-        "full": EPOCHS * median(full.processor),
-    }
-    plain = sum(sides.values())
-    detail = {"shared": asdict(shared), "R": sides, "epochs of tails": epochs_of_tails}
-    trials = f"100 heads x 10, 10 tails ({epochs_of_tails} epochs), 1 full x 10"
-    what = f"{trials}: {shared} s, R {plain:.0f} s"
-    yield Line("P8", what, plain / median(shared.processor), 8, 20, detail=detail)
-    fine_tune = EPOCHS * median(full.processor)
-    share = median(shared.processor) / fine_tune
-    yield Line(
-        "P9", f"the same in full fine-tunes ({fine_tune:.1f} s)", share, 2.5, 1.7, "", less=True
-    )
-
-
+# Network, and how many stages the tails freeze: all but the last, as autoft divides it and finer.
+SEARCHES = ((MODEL, 4), (f"{MODEL} by rows", 6))
 # Of ten tails of as many epochs halving leaves three after two and one after six.
 TAIL_EPOCHS = (2, 2, 2, 2, 2, 2, 2, 6, 6, 10)
 
 
-def _mixed_search(setup: Setup, depth: float) -> None:
-    train_all(setup, head_jobs(100), go_on, keep=1)
-    costs = costs_of(built(setup, MODEL, FORMAT), setup)
+def search(setup: Setup, rounds: int) -> Iterator[Line]:
+    """Train 100 heads, 10 tails as halving leaves them and 1 full fine-tune, of 10 epochs."""
+    for model, cut in SEARCHES:
+        yield from _search(setup, model, cut, min(rounds, 3))
+
+
+def _search(setup: Setup, model: str, cut: int, rounds: int) -> Iterator[Line]:
+    whole, profile = Spent(), Spent()
+    plain = {side: Spent() for side in ("heads", "tails", "full")}
+    with steps_of_heads(EPOCHS * IMAGES // BATCH):
+        for _ in range(rounds + 1):
+            forget()
+            new_run(setup)
+            with spending(whole):
+                _mixed_search(setup, model, cut, profile)
+            for side, spent in plain.items():
+                _plain_epoch(setup, model, cut, side, spent)
+    once = {side: median(spent.processor) for side, spent in plain.items()}
+    fine_tune, epochs = EPOCHS * once["full"], sum(TAIL_EPOCHS)
+    sides = {
+        "heads": 100 * EPOCHS * once["heads"],
+        "tails": epochs * once["tails"],
+        "full": fine_tune,
+    }
+    shared, again = median(whole.processor), sum(sides.values())
+    detail = {"shared": asdict(whole), "profile": asdict(profile), "R": sides}
+    stages = len(built(setup, model, FORMAT).stages)
+    what = (
+        f"{model}: 100 heads x 10, 10 tails behind {cut} of {stages} stages ({epochs} epochs), "
+        f"1 full x 10: {whole} s, R {again:.0f} s"
+    )
+    yield Line("P8", what, again / shared, 8, 20, detail=detail)
+    what = f"{model}: the same in full fine-tunes ({fine_tune:.1f} s)"
+    yield Line("P9", what, shared / fine_tune, 2.5, 1.7, "", less=True)
+
+
+def _plain_epoch(setup: Setup, model: str, cut: int, side: str, spent: Spent) -> None:
+    """Time an epoch of the plain loop: of a head, a tail or everything."""
+    frozen = {"heads": None, "tails": cut, "full": 0}[side]
+    with (
+        plain_loop(setup, model, frozen=frozen) as (backbone, head, optimizer),
+        spending(spent),
+    ):
+        if frozen is None:
+            head_epoch(backbone, head, optimizer, setup, FORMAT, BATCH)
+        else:
+            tail_epoch(backbone, head, optimizer, setup, FORMAT, 32, 0)
+
+
+def _mixed_search(setup: Setup, model: str, cut: int, profile: Spent) -> None:
+    train_all(setup, head_jobs(100, model), go_on, keep=1)
+    backbone = built(setup, model, FORMAT)
+    with spending(profile):
+        costs = costs_of(backbone, setup)
+    part = Part("freeze", {"depth": cut / len(backbone.stages)})
     for number, epochs in enumerate(TAIL_EPOCHS, start=100):
         recipe = {"lr": 1e-4 * 1.2 ** (number - 100), "batch_size": 32}
-        part = Part("freeze", {"depth": depth})
-        config = TrialConfig(Part(MODEL), part, Part("linear"), recipe, seed=0)
+        config = TrialConfig(Part(model), part, Part("linear"), recipe, seed=0)
         job = replace(job_of(number, config, EPOCHS), costs=costs)
         train_all(setup, [job], partial(_until, epochs))
-    config = TrialConfig(Part(MODEL), Part("full"), Part("linear"), {"batch_size": 32}, seed=0)
+    config = TrialConfig(Part(model), Part("full"), Part("linear"), {"batch_size": 32}, seed=0)
     train_all(setup, [job_of(110, config, EPOCHS)], go_on)
 
 
 def _until(epochs: int, report: Report) -> bool:
     """Stop a trial after so many of its epochs, as halving does."""
     return report.epoch < epochs
-
-
-def _frozen(setup: Setup, depth: float) -> int:
-    backbone = build(setup.sources[MODEL], pretrained=False, image_size=setup.image_size)
-    return bind(Part("freeze", {"depth": depth}), len(backbone.stages)).frozen_prefix()

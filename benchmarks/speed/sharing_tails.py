@@ -41,7 +41,7 @@ def tail(
     """Compare steps of one network whose first `depth` stages are frozen."""
     small = replace(setup, train=setup.train.take(np.arange(64)))
     stages = len(built(setup, model, FORMAT).stages)
-    spent = {mode: Spent() for mode in ("kept", "rerun", "prefix", "tail")}
+    spent = {mode: Spent() for mode in ("kept", "rerun", "prefix", "tail", "scored")}
     step = _Steps(small, model, depth)
     for _ in range(rounds + 1):
         for mode, run in step.ways().items():
@@ -49,7 +49,8 @@ def tail(
                 run()
     kept, rerun = median(spent["kept"].processor), median(spent["rerun"].processor)
     prefix, alone = median(spent["prefix"].processor), median(spent["tail"].processor)
-    what = f"{model}, {depth} of {stages} stages frozen: "
+    share = prefix / (prefix + median(spent["scored"].processor))
+    what = f"{model}, {depth} of {stages} stages frozen, {share:.0%} of a forward pass: "
     sides = f"kept {spent['kept']} s, run again {spent['rerun']} s for {STEPS} steps"
     detail = {mode: asdict(each) for mode, each in spent.items()}
     yield Line(goal, what + sides, rerun / kept, must, stretch, detail=detail)
@@ -61,7 +62,7 @@ STEPS, STEP_BATCH = 4, 16
 
 
 class _Steps:
-    """The same steps of a tail in four ways: kept, run again, and both sides by themselves."""
+    """The same steps of a tail, kept and run again, and both sides by themselves."""
 
     def __init__(self, setup: Setup, model: str, depth: int) -> None:
         config = TrialConfig(
@@ -91,6 +92,7 @@ class _Steps:
             "rerun": lambda: self._train(self.trial.network, lambda at: self.images[at]),
             "prefix": self._prefix,
             "tail": lambda: self._train(behind, lambda at: self.held[at]),
+            "scored": self._score,
         }
 
     def _train(self, model: torch.nn.Module, given: Callable[[slice], torch.Tensor]) -> None:
@@ -99,6 +101,12 @@ class _Steps:
             inputs = place(given(at), FORMAT, CPU)
             loss = torch.nn.functional.cross_entropy(model(inputs), self.targets[at])
             step(self.optimizer, loss)
+
+    @torch.no_grad()
+    def _score(self) -> None:
+        for number in range(STEPS):
+            at = slice(number * STEP_BATCH, (number + 1) * STEP_BATCH)
+            self.shared.divided.model(self.held[at])
 
     def _prefix(self) -> None:
         for number in range(STEPS):
