@@ -165,6 +165,11 @@ def seconds_to(curve: Sequence[Sequence[float]], goal: float) -> float | None:
     return next((at for at, score in curve if score >= goal), None)
 
 
+def _times(ratio: float, *, more: bool) -> str:
+    """Return how many times as soon, so exact that a goal of five is not rounded to."""
+    return f"{'> ' if more else ''}{ratio:.{1 if ratio >= 10 else 2}f}x"
+
+
 def _soon(rows: list[Row]) -> str:
     """Return how soon autoft and plain Optuna came within a point of the best of both.
 
@@ -194,9 +199,7 @@ def _soon(rows: list[Row]) -> str:
         ranked = pair[AUTOFT].get("ranked")  # lines of earlier versions do not have it
         own = None if whole is None or ranked is None else max(1.0, whole - ranked)
         most = pair["optuna"]["seconds"]
-        ratio = (
-            "" if own is None else f"{'> ' if other is None else ''}{(other or most) / own:.1f}x"
-        )
+        ratio = "" if own is None else _times((other or most) / own, more=other is None)
         told = f"{_at(own)} | {_at(whole)} | {_at(other)} of {most:.0f}"
         lines.append(f"| {dataset} | {seed} | {best:.3f} | {told} | {ratio} |")
     return "\n".join(lines) if len(lines) > before else ""
