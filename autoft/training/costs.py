@@ -29,9 +29,10 @@ from autoft.values import Backbone
 BATCH = 8  # images
 MOST_TIMED = 5  # cuts between the first stage and the last
 ROUNDS = 2  # the best counts; one before them warms up
-PATIENCE = 1.0  # seconds after which no further round begins, once one counts
+PATIENCE = 4.0  # seconds after which no further round begins
 CLASSES = 10  # of the head whose steps are timed
 TRIAL_BATCH = 32  # images of a step of a trial, which says by how much the others are too fast
+TRIAL_ROUNDS = 2  # of it, after one that warms up
 LONG_STEP = 2.0  # seconds of it: then arithmetic is most of it, which goes by the pixels
 HALF = 2  # bytes of a number in fp16
 VIEWED = 48  # images of which views are made
@@ -177,7 +178,10 @@ class _Runs:
             whole = self._seconds(works[0], TRIAL_BATCH)  # which warms up
             if TRIAL_BATCH * whole <= LONG_STEP and size < self._size:
                 works += self._step_on_smaller(size)
-            best = self._best(works, TRIAL_BATCH)
+            best = [math.inf] * len(works)
+            for _ in range(TRIAL_ROUNDS):
+                now = (self._seconds(work, TRIAL_BATCH) for work in works)
+                best = list(map(min, best, now))
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -275,21 +279,13 @@ class _Runs:
         self, works: Mapping[tuple[int, str], Callable[[], object]]
     ) -> dict[tuple[int, str], float]:
         """Return the seconds per image of the best of a few rounds; the first warms up."""
-        for work in works.values():
-            work()
-        best = self._best(list(works.values()), len(self._images))
-        return dict(zip(works, best, strict=True))
-
-    def _best(self, works: Sequence[Callable[[], object]], images: int) -> list[float]:
-        """Return the seconds per image of each work, which are warm and take turns."""
-        best = [math.inf] * len(works)
+        best = dict.fromkeys(works, math.inf)
         began = time.perf_counter()
-        for _ in range(ROUNDS):
-            best = [
-                min(least, self._seconds(work, images))
-                for least, work in zip(best, works, strict=True)
-            ]
-            if time.perf_counter() - began > PATIENCE:
+        for number in range(1 + ROUNDS):
+            for name, work in works.items():
+                spent = self._seconds(work, len(self._images))
+                best[name] = min(best[name], spent) if number else math.inf
+            if number and time.perf_counter() - began > PATIENCE:
                 break
         return best
 
