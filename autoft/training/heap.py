@@ -2,8 +2,8 @@
 
 The C library of Linux gives large blocks back to the system as soon as they are freed, and every
 batch of activations then is asked for anew, page by page, each cleared first. On two cores that
-was about half of the time of a forward pass of MobileNetV2 with 64 images and of a step of training
-on 32; about a tenth with ResNet-18 (docs/results/speed.md).
+was about half of the time of a forward pass of MobileNetV2 with 64 images and of a step of
+training on 32; about a tenth with ResNet-18 (docs/results/speed.md).
 """
 
 from __future__ import annotations
