@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -109,6 +109,32 @@ def small_setup(
 
     sources = {name: Source(name, "timm", {"model": name}) for name in SMALL}
     return setup_in(photos, sources, tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """Return what installs a module of plugins here and in the processes that are started."""
+    from autoft import plugins
+
+    modules: list[str] = []
+
+    def installed(module: str, code: str, kind: str, names: Iterable[str]) -> None:
+        root, package = tmp_path / "site", module.replace("_", "-")
+        info = root / f"{module}-1.0.dist-info"
+        info.mkdir(parents=True)
+        (root / f"{module}.py").write_text(code)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
+        points = "".join(f"{name} = {module}:{name}\n" for name in names)
+        (info / "entry_points.txt").write_text(f"[autoft.{kind}]\n{points}")
+        monkeypatch.syspath_prepend(str(root))
+        monkeypatch.setenv("PYTHONPATH", str(root))
+        plugins.installed.cache_clear()
+        modules.append(module)
+
+    yield installed
+    plugins.installed.cache_clear()
+    for module in modules:
+        sys.modules.pop(module, None)
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ from dataclasses import replace
 
 import pytest
 
-from autoft import plugins
 from autoft.network.strategy import Treatment
 from autoft.search import run
 from autoft.search.budget import Budget
@@ -65,22 +64,10 @@ NOWHERE = Room(0, 0, 0, 1e9)
 
 
 @pytest.fixture
-def theirs(tmp_path, monkeypatch) -> None:
-    """Install strategies, also in the processes that are started, and wait for them for long."""
+def theirs(install, monkeypatch) -> None:
+    """Install strategies, and wait for them for long."""
     monkeypatch.setattr(module, "PATIENCE", FOR_EVER)
-    root = tmp_path / "site"
-    info = root / "their_strategies-1.0.dist-info"
-    info.mkdir(parents=True)
-    (root / "their_strategies.py").write_text(UPPER)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: their-strategies\nVersion: 1.0\n")
-    points = "".join(f"{name} = their_strategies:{name}\n" for name in NAMES)
-    (info / "entry_points.txt").write_text(f"[autoft.strategies]\n{points}")
-    monkeypatch.syspath_prepend(str(root))
-    monkeypatch.setenv("PYTHONPATH", str(root))
-    plugins.installed.cache_clear()
-    yield
-    plugins.installed.cache_clear()
-    sys.modules.pop("their_strategies", None)
+    install("their_strategies", UPPER, "strategies", NAMES)
 
 
 def config(strategy: str, **params) -> TrialConfig:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections import Counter
 from dataclasses import replace
@@ -14,7 +13,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from autoft import plugins
 from autoft.search.budget import Budget
 from autoft.search.director import Director
 from autoft.search.engines import local, tasks
@@ -70,21 +68,9 @@ def never(num_features, num_classes):
 
 
 @pytest.fixture
-def bad_heads(tmp_path, monkeypatch) -> None:
-    """Install heads that fail in several ways, also in the processes that are started."""
-    root = tmp_path / "site"
-    info = root / "bad_heads-1.0.dist-info"
-    info.mkdir(parents=True)
-    (root / "bad_heads.py").write_text(BAD)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: bad-heads\nVersion: 1.0\n")
-    points = "".join(f"{name} = bad_heads:{name}\n" for name in ("train", "nan", "die", "never"))
-    (info / "entry_points.txt").write_text(f"[autoft.heads]\n{points}")
-    monkeypatch.syspath_prepend(str(root))
-    monkeypatch.setenv("PYTHONPATH", str(root))
-    plugins.installed.cache_clear()
-    yield
-    plugins.installed.cache_clear()
-    sys.modules.pop("bad_heads", None)
+def bad_heads(install) -> None:
+    """Install heads that fail in several ways."""
+    install("bad_heads", BAD, "heads", ("train", "nan", "die", "never"))
 
 
 @pytest.fixture

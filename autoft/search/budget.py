@@ -262,14 +262,14 @@ class Budget:
         Without costs of its stages a frozen share f of the work costs a third: forward only,
         (1 + 2 (1 - f)) / 3 in all.
         """
-        ranked, twice = self.ranked[config.backbone.name], _steps(config)
+        ranked = self.ranked[config.backbone.name]
         if ranked.costs is not None:
             work = self._work_of(config, epochs, together)
             costs, cut = self.costs(config), self.frozen(config)
             return START_SECONDS + plan.seconds(costs, cut, work, self.room)
         share = (1 + 2 * (1 - self.frozen(config) / max(1, ranked.num_stages))) / 3
         pixels = area(float(config.train.get("train_scale", 1.0)))
-        training = pixels * twice * share * self.train_images / ranked.trained_per_second
+        training = pixels * _steps(config) * share * self.train_images / ranked.trained_per_second
         return epochs * (training + self.validation_images / ranked.images_per_second)
 
     def costs(self, config: TrialConfig) -> Costs:

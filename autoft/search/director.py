@@ -114,7 +114,7 @@ class Director:
             return
         self._unfinished.append(job)
         if self.space.trains_backbone(config):  # the rungs that it has passed are passed
-            reports = [report for _, report in sorted(self.folder.reports(number).items())]
+            reports = list(self.folder.reports(number).values())
             epochs = (reports[-1].epochs if reports else 0) or job.epochs
             scores = [report.score for report in reports]
             self._race.note(number, self._phase(config), epochs, scores)

@@ -31,9 +31,9 @@ from autoft.search.folder import RunFolder
 from autoft.search.jobs import Finished, FinishJob
 from autoft.selection.intervals import estimate
 from autoft.training import metrics
-from autoft.training.checkpoint import SCORED
 from autoft.training.evaluate import EVALUATION_BATCH, logits_of
 from autoft.training.job import Images, Precision, Setup
+from autoft.training.noted import SCORED
 from autoft.values import Backbone, Estimate, Preprocess, TrialResult
 
 Progress = Callable[[str, int, int], None]

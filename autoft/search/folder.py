@@ -22,7 +22,7 @@ from autoft.errors import MachineError, UsageError
 from autoft.search.events import Event
 from autoft.search.settings import Settings
 from autoft.training.job import Outcome, Precision, Report, TrialJob
-from autoft.training.noted import noted_sharing
+from autoft.training.noted import SCORED, noted_sharing
 from autoft.values import TrialConfig, TrialResult
 
 FORMAT = 4  # of the run folder, raised when an older autoft could not read it
@@ -60,7 +60,7 @@ class RunFolder:
         return noted.views if noted is not None and noted.mode in ("disk", "device") else 0
 
     def reports(self, number: int) -> dict[int, Report]:
-        """Return by epoch what a trial wrote after it, also before the search was resumed.
+        """Return what a trial wrote after its epochs, by epoch and in order, in all commands.
 
         A curve is no truth: a line that a crash of the machine has spoilt is left out.
         """
@@ -70,11 +70,11 @@ class RunFolder:
             with suppress(ValueError, TypeError):
                 report = Report(**json.loads(line))
                 found[report.epoch] = report
-        return found
+        return dict(sorted(found.items()))
 
     def has_weights(self, number: int) -> bool:
         """Tell whether the weights are kept that the latest score of a trial belongs to."""
-        return (self.trial(number) / "scored.safetensors").exists()
+        return (self.trial(number) / SCORED).exists()
 
     def write_json(self, name: str, data: Mapping[str, Any]) -> None:
         """Write a JSON file of the folder, whole or not at all."""

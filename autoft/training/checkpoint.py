@@ -27,10 +27,10 @@ from autoft.data.cache.files import (
 )
 from autoft.network.adapters import merged_state
 from autoft.training.job import Outcome, Report, TrialJob
-from autoft.training.noted import LAST, drop_state
+from autoft.training.noted import LAST, SCORED, drop_state
 from autoft.training.optim import restore
 
-CONFIG, SCORED = "config.json", "scored.safetensors"
+CONFIG = "config.json"
 
 
 @dataclass(frozen=True)

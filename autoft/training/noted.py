@@ -11,6 +11,7 @@ from autoft.training.job import Sharing
 
 SHARING = "sharing.json"  # in the folder of the trial
 LAST = "last.safetensors"  # its latest state
+SCORED = "scored.safetensors"  # the weights that its latest score belongs to
 
 
 def note_sharing(folder: Path, sharing: Sharing, why: str) -> None:
